@@ -1,0 +1,385 @@
+"""Park the current task and wake it again: the only file that knows asyncio from trio.
+
+The event loop a channel belongs to is its *home*. A task parks by awaiting a *waiter* from
+its home, and another task of that home wakes it with `set_result`. A waiter has the methods of an
+`asyncio.Future` that the waiting rooms use, `done`, `cancelled`, `result` and
+`set_result`, so on asyncio it simply is one. A waiter is done from the moment it was woken
+or its task was cancelled, even if the task has not run yet; a done waiter waits for nothing
+and is skipped.
+
+trio is looked up only when a program already imported it, so that `import chanflow` doesn't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import types
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+# The public `get_running_loop` raises where there is none; this one returns None, and is documented for
+# event loop implementers.
+from asyncio import _get_running_loop as running_loop
+
+__all__ = [
+    "NOWHERE",
+    "TIMED_OUT",
+    "Home",
+    "TaskWaiter",
+    "Waiter",
+    "current_home",
+    "interval",
+    "running_loop",
+    "set_checkpoint_interval",
+]
+
+DEFAULT_INTERVAL = 128
+
+TIMED_OUT: Any = type("TIMED_OUT", (), {"__repr__": lambda _: "TIMED_OUT"})()
+"""What `Home.wait` gives when the deadline came first."""
+
+
+class Waiter(Protocol):
+    """One parked task, or a callback that stands for one."""
+
+    def done(self) -> bool:
+        """Tell whether it was woken or cancelled."""
+        ...
+
+    def set_result(self, result: Any, /) -> None:
+        """Wake it; only a waiter that is not done may be woken."""
+        ...
+
+
+class TaskWaiter(Waiter, Awaitable[Any], Protocol):
+    """A waiter that the current task can await."""
+
+    def cancelled(self) -> bool:
+        """Tell whether it was cancelled before it was woken."""
+        ...
+
+    def result(self) -> Any:
+        """Give what it was woken with."""
+        ...
+
+
+class Home(ABC):
+    """One running event loop, with its budget of operations that need no trip through it."""
+
+    __slots__ = ("__weakref__", "left", "loop", "thread", "waiter")
+
+    loop: object
+    """What `running_loop()` returns here, for the quickest check that a channel is at home."""
+    left: int
+    """How many more operations may finish at once before one must yield to the event loop."""
+    thread: int
+    waiter: Callable[[], TaskWaiter]
+    """Make a waiter for the current task, which is going to await it."""
+
+    def __init__(self, loop: object, waiter: Callable[[], TaskWaiter]) -> None:
+        self.loop = loop
+        self.waiter = waiter
+        self.left = interval.left
+        self.thread = threading.get_ident()
+
+    @abstractmethod
+    async def checkpoint(self) -> None:
+        """Yield to the event loop, letting a pending cancellation in."""
+
+    @abstractmethod
+    async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
+        """Await a waiter until a deadline on this home's clock; then give `TIMED_OUT`."""
+
+    @abstractmethod
+    def time(self) -> float:
+        """Read the event loop's clock, in seconds."""
+
+    @abstractmethod
+    def here(self) -> bool:
+        """Tell whether the caller runs in this event loop."""
+
+    @abstractmethod
+    def ended(self) -> bool:
+        """Tell whether this event loop is over for good; from any thread."""
+
+    @abstractmethod
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        """Run a callback in the event loop, from any thread; RuntimeError if it has ended."""
+
+    def defer_cancellation(self, exc: BaseException) -> bool:
+        """Let a cancellation that came too late arrive at the next checkpoint; False if it is none."""
+        del exc
+        return False
+
+    def on_end(self, callback: Callable[[], object]) -> Callable[[], None]:
+        """Call back when the event loop shuts down; returns a function that cancels this.
+
+        Both event loops close the asynchronous generators that were started in them, and that is
+        the one end-of-loop notice that both give.
+        """
+        watching = True
+
+        async def watch() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                if watching:
+                    callback()
+
+        watcher = watch()
+        step(watcher.asend(None))
+
+        def cancel() -> None:
+            nonlocal watching
+            watching = False
+            # A generator that is dropped unfinished makes trio warn.
+            step(watcher.aclose())
+
+        return cancel
+
+
+def step(awaitable: Awaitable[Any]) -> None:
+    """Run to its end what is known not to wait."""
+    with suppress(StopIteration):
+        awaitable.__await__().send(None)
+
+
+class Interval:
+    """The budget that every home starts with."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = DEFAULT_INTERVAL - 1
+
+
+interval = Interval()
+
+
+def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
+    """Set how many operations that can finish at once may do so before one yields to the event loop.
+
+    An operation that need not wait returns without a trip through the event loop. After so many in
+    a row, whichever tasks and channels they belong to, the next one yields to the event loop first, so that no
+    task starves the others. Like `sys.setswitchinterval`, this is a setting of the whole process.
+
+    Args:
+        operations: at least 1. 128 by default; 1 makes every operation a checkpoint, as in trio and anyio.
+
+    Raises:
+        ValueError: `operations` is less than 1.
+        TypeError: `operations` is not an int.
+
+    Source:
+        tokio's cooperative budget, which is 128 operations too.
+    """
+    if not isinstance(operations, int):
+        msg = f"operations must be an int, got {operations!r}"
+        raise TypeError(msg)
+    if operations < 1:
+        msg = f"operations must be >= 1, got {operations}"
+        raise ValueError(msg)
+    interval.left = operations - 1
+    for home in list(homes.values()):
+        home.left = interval.left
+
+
+@types.coroutine
+def yield_once() -> Generator[None, None, None]:
+    """Suspend the current asyncio task for one iteration of its loop, as `asyncio.sleep(0)` does."""
+    yield
+
+
+class AsyncioHome(Home):
+    """An asyncio event loop."""
+
+    __slots__ = ()
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop, loop.create_future)
+
+    async def checkpoint(self) -> None:
+        self.left = interval.left
+        await yield_once()
+
+    async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
+        if deadline is None:
+            return await waiter
+        timer = self.loop.call_at(deadline, time_out, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+
+    def time(self) -> float:
+        return self.loop.time()
+
+    def here(self) -> bool:
+        return running_loop() is self.loop
+
+    def ended(self) -> bool:
+        return self.loop.is_closed()
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self.loop.call_soon_threadsafe(callback)
+
+    def defer_cancellation(self, exc: BaseException) -> bool:
+        task = asyncio.current_task()
+        if task is None or not isinstance(exc, asyncio.CancelledError):
+            return False
+        self.loop.call_soon(cancel_again, task, exc.args)
+        return True
+
+
+def time_out(waiter: Waiter) -> None:
+    """Wake a waiter whose deadline has come."""
+    if not waiter.done():
+        waiter.set_result(TIMED_OUT)
+
+
+def cancel_again(task: asyncio.Task[Any], args: tuple[object, ...]) -> None:
+    """Deliver a deferred cancellation, unless whoever asked for it has withdrawn it meanwhile.
+
+    `asyncio.timeout` and the task groups count: they withdraw theirs with `uncancel()` on leaving.
+    So the number of requests must be the same after as before. The message is kept, since
+    anyio knows its own cancellations by it.
+    """
+    if task.cancelling() and not task.done():
+        task.uncancel()
+        task.cancel(*args)
+
+
+class TrioWaiter:
+    """A trio task that is about to park, parked, or done."""
+
+    __slots__ = ("_outcome", "_state", "_task", "_trio")
+
+    def __init__(self, trio: Any) -> None:
+        self._trio = trio.lowlevel
+        self._task: Any = None
+        self._state = "pending"
+        self._outcome: Any = None
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if self._state == "pending":
+            self._task = self._trio.current_task()
+            yield from self._trio.wait_task_rescheduled(self._abort).__await__()
+        return self._outcome
+
+    def _abort(self, _raise_cancel: Callable[[], object]) -> Any:
+        self._state = "cancelled"
+        return self._trio.Abort.SUCCEEDED
+
+    def done(self) -> bool:
+        return self._state != "pending"
+
+    def cancelled(self) -> bool:
+        return self._state == "cancelled"
+
+    def result(self) -> Any:
+        return self._outcome
+
+    def set_result(self, result: Any) -> None:
+        self._state = "woken"
+        self._outcome = result
+        if self._task is not None:
+            self._trio.reschedule(self._task)
+
+
+class TrioHome(Home):
+    """One `trio.run`."""
+
+    __slots__ = ("_token", "_trio")
+
+    def __init__(self, trio: Any, token: Any) -> None:
+        # No loop is ever this object, so that the quickest check fails and `here` decides.
+        super().__init__(token, lambda: TrioWaiter(trio))
+        self._trio = trio
+        self._token = token
+
+    async def checkpoint(self) -> None:
+        self.left = interval.left
+        await self._trio.lowlevel.checkpoint()
+
+    async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
+        if deadline is None:
+            return await waiter
+        with self._trio.CancelScope(deadline=deadline):
+            return await waiter
+        return TIMED_OUT
+
+    def time(self) -> float:
+        return float(self._trio.current_time())
+
+    def here(self) -> bool:
+        return trio_token(self._trio) is self._token
+
+    def ended(self) -> bool:
+        try:
+            # Idempotent calls are kept once, so asking often doesn't fill the run's queue.
+            self._token.run_sync_soon(do_nothing, idempotent=True)
+        except self._trio.RunFinishedError:
+            return True
+        return False
+
+    def call_soon(self, callback: Callable[[], object]) -> None:
+        self._token.run_sync_soon(callback)
+
+
+def do_nothing() -> None:
+    """Be called for nothing."""
+
+
+def trio_token(trio: Any) -> Any:
+    """Identify the trio run of this thread, or give None where there is none."""
+    try:
+        return trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        return None
+
+
+class Nowhere(Home):
+    """The home of a channel that nobody has parked on yet."""
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(self, partial(AssertionError, "no event loop"))
+
+    def here(self) -> bool:
+        return False
+
+    def ended(self) -> bool:
+        return True
+
+    checkpoint = wait = time = call_soon = None  # type: ignore[assignment] # nobody is ever here to call them
+
+
+NOWHERE = Nowhere()
+
+# By the identity of the loop or run. A home keeps its loop alive, so a key can't come to mean another loop.
+homes: WeakValueDictionary[int, Home] = WeakValueDictionary()
+
+
+def current_home() -> Home | None:
+    """Find the home of the caller; None outside of any event loop."""
+    trio = sys.modules.get("trio")
+    # trio first: as a guest of asyncio, both are running.
+    loop: Any = None if trio is None else trio_token(trio)
+    if loop is None:
+        loop = running_loop()
+        if loop is None:
+            return None
+        trio = None
+    home = homes.get(id(loop))
+    if home is None:
+        home = homes[id(loop)] = AsyncioHome(loop) if trio is None else TrioHome(trio, loop)
+    return home

@@ -1,0 +1,448 @@
+"""Wait for the first of several channel operations: Go's `select`, with its timers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from random import Random
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, overload
+
+from anyio import EndOfStream, WouldBlock
+from attrs import define
+
+from chanflow._channel import Channel, SendChannel
+from chanflow._park import TIMED_OUT, Home, Waiter, current_home
+from chanflow._state import ChannelState, Outcome, WaitingRoom
+
+__all__ = ["After", "Case", "Selectable", "Send", "Ticker", "after", "select", "select_nowait", "ticker"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+T_contra = TypeVar("T_contra", contravariant=True)
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+
+# Our own generator, so that a program that seeds `random` stays reproducible. Not for security.
+random: Callable[[], float] = Random().random
+
+
+class Selectable(Protocol[T_co]):
+    """What can be a case of `select`: `Channel`, `ReceiveChannel`, `Send`, `Result`, `after`, `ticker`."""
+
+    def _ready(self) -> bool:
+        """Tell whether the operation can happen now, or can only fail."""
+        ...
+
+    def _take(self) -> T_co:
+        """Make it happen; only when ready. EndOfStream means closed and drained."""
+        ...
+
+    def _join(self, waiter: Waiter, home: Home, /) -> None:
+        """Enter the waiting room."""
+        ...
+
+    def _leave(self) -> None:
+        """Leave the waiting room; another case happened."""
+        ...
+
+    def _redeem(self, outcome: Outcome, /) -> T_co:
+        """Finish the operation that the waiter was woken for."""
+        ...
+
+    def _release(self, outcome: Outcome, /) -> bool:
+        """Give back what the waiter was woken for; False if it can't be given back."""
+        ...
+
+
+class Case(NamedTuple, Generic[T_co]):
+    """What happened in a `select`."""
+
+    index: int
+    """The place of the case among the arguments, from 0."""
+    channel: Any
+    """The channel, result or timer of the case; of a `Send`, its channel."""
+    item: T_co | None
+    """What was received; None for a `Send` and when `closed`."""
+    closed: bool
+    """Whether this is a channel that is closed and drained; Go's `v, ok := <-ch` with `ok` false."""
+
+
+@define(eq=False)
+class Send(Generic[T_contra]):
+    """Sending an item, as a case of `select`.
+
+    Args:
+        channel: a `Channel` or `SendChannel`. If it is closed or broken when the case is chosen, `select` raises as `send` would.
+        item: any object; handed over by reference, and only if this case happens.
+
+    Raises:
+        TypeError: `channel` can't be sent to.
+    """
+
+    channel: Channel[T_contra] | SendChannel[T_contra]
+    item: T_contra
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.channel, Channel | SendChannel):
+            msg = f"channel must be a Channel or SendChannel, got {self.channel!r}"
+            raise TypeError(msg)
+
+    def _ready(self) -> bool:
+        state = self.channel._open
+        state.check()
+        return state.can_put()
+
+    def _take(self) -> None:
+        self.channel._open.put(self.item)
+
+    def _join(self, waiter: Waiter, home: Home) -> None:
+        state: ChannelState[T_contra] = self.channel._open
+        state.home = home
+        state.senders.append((waiter, self.channel, self.item))
+
+    def _leave(self) -> None:
+        self.channel._state.senders.leave()
+
+    def _redeem(self, outcome: Outcome) -> None:
+        if outcome is not None:
+            raise self.channel._state.error(outcome)
+
+    def _release(self, outcome: Outcome) -> bool:
+        return outcome is not None
+
+
+class Timer:
+    """What becomes ready when its time comes. A `select` waits until then by itself, so there is no task."""
+
+    __slots__ = ("_due", "_home")
+
+    def __init__(self, argument: str, seconds: float, least: str, *, valid: bool) -> None:
+        if not valid:
+            msg = f"{argument} must be {least}, got {seconds}"
+            raise ValueError(msg)
+        home = current_home()
+        if home is None:
+            msg = "a timer can only be made inside of asyncio or trio"
+            raise RuntimeError(msg)
+        self._home = home
+        self._due = home.time() + seconds
+
+    def _ready(self) -> bool:
+        if not self._home.here():
+            msg = f"{self!r} was made in another event loop"
+            raise RuntimeError(msg)
+        return self._home.time() >= self._due
+
+    def _leave(self) -> None:
+        """Nothing was joined."""
+
+    def _join(self, waiter: Waiter, home: Home) -> None:
+        """Nobody wakes it: `select` looks at the time."""
+
+
+class After(Timer):
+    """A case that is ready once, when its time has come; made by `after`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<After at {self._due}>"
+
+    def _take(self) -> float:
+        due, self._due = self._due, math.inf
+        return due
+
+    def _redeem(self, outcome: Outcome) -> float:
+        raise AssertionError
+
+    def _release(self, outcome: Outcome) -> bool:
+        raise AssertionError
+
+
+def after(seconds: float) -> After:
+    """Make a case that becomes ready once, so many seconds from now; no task is started for it.
+
+    Args:
+        seconds: at least 0, `math.inf` for never. They count from this call, so that one `after` can bound a whole loop of selects.
+
+    Returns:
+        A case for `select`, whose item is the time on the event loop's clock at which it was due.
+
+    Raises:
+        ValueError: `seconds` is negative or not a number.
+        RuntimeError: called outside of asyncio and trio, or used in another event loop.
+
+    Source:
+        Go, time.After.
+    """
+    return After("seconds", seconds, ">= 0", valid=seconds >= 0)
+
+
+class Ticker(Timer):
+    """A case that is ready at regular times, and an iterator over them; made by `ticker`."""
+
+    __slots__ = ("_closed", "_interval", "_room")
+
+    def __init__(self, interval: float) -> None:
+        super().__init__("interval", interval, "> 0 and finite", valid=0 < interval < math.inf)
+        self._interval = interval
+        self._closed = False
+        self._room: WaitingRoom[tuple[Waiter, Any]] = WaitingRoom()
+
+    def __repr__(self) -> str:
+        return f"<Ticker every {self._interval} s>"
+
+    def _ready(self) -> bool:
+        return super()._ready() or self._closed
+
+    def _take(self) -> float:
+        if self._closed:
+            msg = f"{self!r} is closed"
+            raise EndOfStream(msg)
+        missed = math.floor((self._home.time() - self._due) / self._interval)
+        due = self._due + missed * self._interval
+        self._due = due + self._interval
+        return due
+
+    def _join(self, waiter: Waiter, home: Home) -> None:
+        self._room.append((waiter, None))
+
+    def _leave(self) -> None:
+        self._room.leave()
+
+    def _redeem(self, outcome: Outcome) -> float:
+        # It is woken only by `close`.
+        return self._take()
+
+    def _release(self, outcome: Outcome) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Stop the ticker: iteration ends, and as a case it is ready with `closed`."""
+        self._closed = True
+        self._room.dismiss(EndOfStream)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> float:
+        case = await select(self)
+        if case.item is None:
+            raise StopAsyncIteration
+        return case.item
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def ticker(interval: float) -> Ticker:
+    """Make a ticker: a context manager that is a case for `select` and an asynchronous iterator.
+
+    The first tick comes one interval from now. A tick that nobody takes before the next is dropped, so a slow reader
+    gets the latest one and is never flooded. No task is started for it.
+
+    Args:
+        interval: seconds from tick to tick, greater than 0 and finite.
+
+    Returns:
+        The ticker. Its item is the time on the event loop's clock at which the tick was due.
+
+    Raises:
+        ValueError: `interval` is not greater than 0 or not finite.
+        RuntimeError: called outside of asyncio and trio, or used in another event loop.
+
+    Source:
+        Go, time.NewTicker.
+    """
+    return Ticker(interval)
+
+
+class Ticket:
+    """One select's place in one waiting room: all its tickets stand for the same parked task."""
+
+    __slots__ = ("_index", "_waiter", "done")
+
+    def __init__(self, waiter: Waiter, index: int) -> None:
+        self._waiter = waiter
+        self._index = index
+        self.done = waiter.done
+
+    def set_result(self, outcome: Outcome) -> None:
+        self._waiter.set_result((self._index, outcome))
+
+
+Cases = Sequence["Selectable[Any] | None"]
+
+
+def choose(cases: Cases, *, priority: bool) -> int | None:
+    """Pick a case that is ready: any of them with the same chance, or the first."""
+    ready: list[int] = []
+    for index, case in enumerate(cases):
+        try:
+            if case is not None and case._ready():
+                if priority:
+                    return index
+                ready.append(index)
+        except AttributeError:
+            if hasattr(case, "_ready"):
+                raise
+            msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
+            raise TypeError(msg) from None
+    if len(ready) > 1:
+        return ready[int(random() * len(ready))]
+    return ready[0] if ready else None
+
+
+def happen(index: int, case: Selectable[Any], operation: Callable[[], Any]) -> Case[Any]:
+    """Make a case happen and tell what happened."""
+    channel = case.channel if isinstance(case, Send) else case
+    try:
+        return Case(index, channel, operation(), closed=False)
+    except EndOfStream:
+        return Case(index, channel, None, closed=True)
+
+
+@overload
+async def select(c0: Selectable[T1] | None, /, *, priority: bool = ...) -> Case[T1]: ...
+@overload
+async def select(
+    c0: Selectable[T1] | None, c1: Selectable[T2] | None, /, *, priority: bool = ...
+) -> Case[T1 | T2]: ...
+@overload
+async def select(
+    c0: Selectable[T1] | None, c1: Selectable[T2] | None, c2: Selectable[T3] | None, /, *, priority: bool = ...
+) -> Case[T1 | T2 | T3]: ...
+@overload
+async def select(
+    c0: Selectable[T1] | None,
+    c1: Selectable[T2] | None,
+    c2: Selectable[T3] | None,
+    c3: Selectable[T4] | None,
+    /,
+    *,
+    priority: bool = ...,
+) -> Case[T1 | T2 | T3 | T4]: ...
+@overload
+async def select(*cases: Selectable[Any] | None, priority: bool = ...) -> Case[Any]: ...
+async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case[Any]:
+    """Wait until one of several cases can happen, and let exactly that one happen.
+
+    A channel or its receiving end is a case of receiving, `Send` one of sending; a `Result`, `after` and a `ticker` are
+    cases too. A closed and drained channel is always ready, with `closed=True`. Losing cases leave
+    nothing behind. A case that is None is never ready, like Go's nil channel; without any other case, the call
+    waits until it is cancelled.
+
+    Args:
+        cases: what to wait for.
+        priority: among several that are ready, False takes each with the same chance, True the first in the order given.
+
+    Returns:
+        What happened, with the place, channel and item.
+
+    Raises:
+        ClosedResourceError: the case that happened is a `Send` to a closed channel, or an end that was closed.
+        BrokenResourceError: the case that happened is a `Send` to a channel without receivers.
+        TypeError: something is not a case.
+        RuntimeError: a channel belongs to another event loop.
+        Exception: the case that happened is the `Result` of a task that failed; its error.
+
+    Cancellation:
+        Atomic: if the call is cancelled, no case happened. Once a `Send` was taken, the call returns
+        normally, and a cancellation that came too late arrives at the next checkpoint. A call that need not wait is
+        a checkpoint only every so often, see :func:`set_checkpoint_interval`.
+
+    Source:
+        Go, runtime/select.go, selectgo.
+    """
+    home = current_home()
+    if home is None:
+        msg = "select was used outside of asyncio and trio"
+        raise RuntimeError(msg)
+    if home.left <= 0:
+        await home.checkpoint()
+    home.left -= 1
+    while True:
+        # Pass 1: look for a case that can happen now.
+        index = choose(cases, priority=priority)
+        if index is not None:
+            winner: Any = cases[index]
+            return happen(index, winner, winner._take)
+        # Pass 2: wait for all of them.
+        waiter = home.waiter()
+        due = math.inf
+        for index, case in enumerate(cases):
+            if case is not None:
+                case._join(Ticket(waiter, index), home)
+                if isinstance(case, Timer):
+                    due = min(due, case._due)
+        try:
+            woken = await home.wait(waiter, None if due == math.inf else due)
+        except BaseException as exc:
+            woken = waiter.result() if waiter.done() and not waiter.cancelled() else TIMED_OUT
+            leave_losers(cases, woken)
+            if woken is not TIMED_OUT:
+                index, outcome = woken
+                winner = cases[index]
+                if not winner._release(outcome) and home.defer_cancellation(exc):
+                    return happen(index, winner, lambda: None)
+            raise
+        # Pass 3: leave those that didn't happen.
+        leave_losers(cases, woken)
+        if woken is not TIMED_OUT:
+            index, outcome = woken
+            winner = cases[index]
+            return happen(index, winner, lambda: winner._redeem(outcome))
+
+
+def leave_losers(cases: Cases, woken: Any) -> None:
+    """Take a select's tickets back from all rooms but that of the case that happened."""
+    won = None if woken is TIMED_OUT else woken[0]
+    for index, case in enumerate(cases):
+        if case is not None and index != won:
+            case._leave()
+
+
+@overload
+def select_nowait(c0: Selectable[T1] | None, /, *, priority: bool = ...) -> Case[T1]: ...
+@overload
+def select_nowait(
+    c0: Selectable[T1] | None, c1: Selectable[T2] | None, /, *, priority: bool = ...
+) -> Case[T1 | T2]: ...
+@overload
+def select_nowait(
+    c0: Selectable[T1] | None, c1: Selectable[T2] | None, c2: Selectable[T3] | None, /, *, priority: bool = ...
+) -> Case[T1 | T2 | T3]: ...
+@overload
+def select_nowait(*cases: Selectable[Any] | None, priority: bool = ...) -> Case[Any]: ...
+def select_nowait(*cases: Selectable[Any] | None, priority: bool = False) -> Case[Any]:
+    """Let one of several cases happen if any can without waiting: Go's `select` with `default:`.
+
+    Args:
+        cases: what to look at, as for `select`.
+        priority: among several that are ready, False takes each with the same chance, True the first in the order given.
+
+    Returns:
+        What happened, with the place, channel and item.
+
+    Raises:
+        WouldBlock: no case can happen now.
+        ClosedResourceError: the case that happened is a `Send` to a closed channel, or an end that was closed.
+        BrokenResourceError: the case that happened is a `Send` to a channel without receivers.
+        TypeError: something is not a case.
+        RuntimeError: a channel belongs to another event loop.
+        Exception: the case that happened is the `Result` of a task that failed; its error.
+    """
+    index = choose(cases, priority=priority)
+    if index is None:
+        raise WouldBlock
+    winner: Any = cases[index]
+    return happen(index, winner, winner._take)

@@ -1,0 +1,557 @@
+"""The state of a channel, and every change it can undergo, as plain methods that never wait.
+
+All items live in the buffer of one anyio memory object stream. anyio's own waiting is never used:
+the tasks that wait are in two waiting rooms here, which `select` shares. A waiter is woken with None when
+its operation may be finished, or with the class of the error that ends it.
+"""
+
+# Invariants:
+# 1. An accepted item is in exactly one place: the buffer, or with the receiver that took it, or counted as dropped.
+#    So sent == received + dropped + len(buffer).
+# 2. Of the two waiting rooms at least one has no live waiter, but for a select that both sends and receives here.
+# 3. 0 <= reserved <= len(buffer): one reservation for each receiver that was woken and has not run yet, and
+#    for each item that a batch has claimed. A newcomer takes only what is not reserved.
+# 4. A receiver waits only while every item is reserved; a sender waits only while there is no room.
+# 5. len(buffer) - reserved <= capacity, but for hand-offs that came back when their receiver was cancelled.
+# 6. Items leave in the order in which they came; waiters are served in the order in which they came.
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    create_memory_object_stream,
+)
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, interval, running_loop
+
+__all__ = ["ChannelState", "ChannelStatistics", "ClosedEnd", "Overflow", "check_count"]
+
+T = TypeVar("T")
+Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
+Outcome: TypeAlias = type[Exception] | None
+
+OVERFLOWS: Final = ("block", "drop_newest", "drop_oldest")
+NO_ROOM: Final = -1
+
+CAUSES: Final[dict[type[Exception], str]] = {
+    EndOfStream: "is closed and drained",
+    ClosedResourceError: "is closed",
+    BrokenResourceError: "has no receiver left",
+}
+
+logger = logging.getLogger("chanflow")
+
+
+class ChannelStatistics(NamedTuple):
+    """A look at a channel: anyio's six figures, and three totals.
+
+    At every moment `sent == received + dropped + current_buffer_used`.
+    """
+
+    current_buffer_used: int
+    """Items in the channel, with those handed to receivers that were woken but have not run yet."""
+    max_buffer_size: float
+    """The capacity."""
+    open_send_streams: int
+    """Sending ends that are not closed; a channel none was asked of counts as one."""
+    open_receive_streams: int
+    """Receiving ends that are not closed; a channel none was asked of counts as one."""
+    tasks_waiting_send: int
+    tasks_waiting_receive: int
+    sent: int
+    """Items accepted since the channel was made."""
+    received: int
+    dropped: int
+    """Items that the overflow policy threw away."""
+
+
+class Buffer(Protocol[T]):
+    """What is used of the deque in the anyio stream."""
+
+    def append(self, item: T, /) -> None: ...
+    def extend(self, items: Iterable[T], /) -> None: ...
+    def popleft(self) -> T: ...
+    def __len__(self) -> int: ...
+
+
+class PublicBuffer(Generic[T]):
+    """The buffer of an anyio stream through its public calls only."""
+
+    def __init__(self, send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:
+        self.append = send.send_nowait
+        self.popleft = receive.receive_nowait
+        self._statistics = receive.statistics
+
+    def extend(self, items: Iterable[T]) -> None:
+        for item in items:
+            self.append(item)
+
+    def __len__(self) -> int:
+        return self._statistics().current_buffer_used
+
+
+def reach_buffer(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> Buffer[T]:
+    """Give direct access to the deque in the stream, else through the public calls.
+
+    Nobody ever waits inside the stream, so nobody has to be told when its buffer changes. Going
+    straight there is what makes a channel faster than `asyncio.Queue`.
+    """
+    buffer = getattr(getattr(receive, "_state", None), "buffer", None)
+    return buffer if type(buffer) is deque else PublicBuffer(send, receive)
+
+
+def check_count(argument: str, value: object, least: int, *, infinite: bool = False) -> None:
+    """Refuse what is not a count, naming the argument, the rule and the value."""
+    if infinite and value == math.inf:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        msg = f"{argument} must be an int{' or math.inf' if infinite else ''}, got {value!r}"
+        raise TypeError(msg)
+    if value < least:
+        msg = f"{argument} must be >= {least}, got {value}"
+        raise ValueError(msg)
+
+
+class ThreadBridge(Protocol):
+    """What a channel that threads use tells its thread side."""
+
+    def flush(self) -> None:
+        """Move what threads have sent into the channel, taking back the room that was lent to them."""
+        ...
+
+    def closed(self) -> None:
+        """Tell the threads that one side of the channel was closed."""
+        ...
+
+
+Entry = TypeVar("Entry", bound=tuple[Any, ...])
+
+
+class WaitingRoom(deque[Entry]):
+    """The waiters of one side, first come first served; each entry begins with the waiter and its end.
+
+    A waiter that is cancelled, or loses a select, stays as a dead entry until it reaches the head, or until half of
+    the entries may be dead. An ordered dict could remove it at once, but would make every parking cost more.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left = 0
+
+    def leave(self) -> None:
+        """Take note that a waiter of this room is done without having been woken from here."""
+        # One that was skipped meanwhile is counted too; the room is then swept earlier than needed.
+        self._left += 1
+        if self._left * 2 > len(self):
+            self._keep([entry for entry in self if not entry[0].done()])
+
+    def _keep(self, entries: list[Entry]) -> None:
+        self.clear()
+        self.extend(entries)
+        self._left = 0
+
+    def any_live(self) -> bool:
+        """Tell whether anybody waits, clearing away the dead at the head."""
+        while self:
+            if not self[0][0].done():
+                return True
+            self.popleft()
+        return False
+
+    def count_live(self) -> int:
+        """Count those who wait."""
+        return sum(not entry[0].done() for entry in self)
+
+    def dismiss(self, outcome: type[Exception], end: object = None) -> None:
+        """End the waiting with an error, for all or for those who came through one end."""
+        dismissed = [entry for entry in self if end is None or entry[1] is end]
+        self._keep([entry for entry in self if not (end is None or entry[1] is end)])
+        for entry in dismissed:
+            if not entry[0].done():
+                entry[0].set_result(outcome)
+
+
+class ChannelState(Generic[T]):
+    """What a channel and all its ends share."""
+
+    __slots__ = (
+        "_raw_receive",
+        "_raw_send",
+        "bridge",
+        "broken",
+        "buffer",
+        "capacity",
+        "closed",
+        "dropped",
+        "home",
+        "name",
+        "open_receivers",
+        "open_senders",
+        "overflow",
+        "receivers",
+        "reserved",
+        "room",
+        "senders",
+        "sent",
+    )
+
+    def __init__(self, capacity: float, name: str | None, overflow: Overflow) -> None:
+        check_count("capacity", capacity, 0, infinite=True)
+        if overflow not in OVERFLOWS:
+            msg = f"overflow must be one of {', '.join(map(repr, OVERFLOWS))}, got {overflow!r}"
+            raise ValueError(msg)
+        if overflow == "drop_oldest" and capacity == 0:
+            msg = "capacity must be >= 1 with overflow='drop_oldest', got 0"
+            raise ValueError(msg)
+        send, receive = create_memory_object_stream[T](math.inf)
+        self._raw_send, self._raw_receive = send, receive
+        self.buffer = reach_buffer(send, receive)
+        self.capacity = capacity
+        self.name = name
+        self.overflow = overflow
+        self.home: Home = NOWHERE
+        # How many unreserved items may be in the buffer for one more to be let in: what the quickest check
+        # of a send compares with. It is the capacity until a side closes or threads borrow from it.
+        self.room = sys.maxsize if capacity == math.inf else int(capacity)
+        self.reserved = 0
+        # Each waits with the end it came through, a sender also with its item.
+        self.receivers: WaitingRoom[tuple[Waiter, object]] = WaitingRoom()
+        self.senders: WaitingRoom[tuple[Waiter, object, T]] = WaitingRoom()
+        self.sent = 0
+        self.dropped = 0
+        # The channel itself is the first end of each side, until that end is asked for.
+        self.open_senders = 1
+        self.open_receivers = 1
+        self.closed = False
+        self.broken = False
+        self.bridge: ThreadBridge | None = None
+
+    def __str__(self) -> str:
+        return f"channel {self.name!r}" if self.name is not None else f"channel at {id(self):#x}"
+
+    def __del__(self) -> None:
+        # An error in the constructor leaves no streams; a stream left open would warn.
+        if hasattr(self, "_raw_receive"):
+            self._raw_send.close()
+            self._raw_receive.close()
+
+    # Where it may be used from
+
+    def check(self) -> None:
+        """Refuse a caller in another event loop or thread than the channel's.
+
+        Raises:
+            RuntimeError: the channel belongs to another event loop.
+        """
+        home = self.home
+        if home is NOWHERE or home.here():
+            return
+        if home.ended():
+            self._evict()
+        elif home.thread != threading.get_ident() or current_home() is not None:
+            msg = (
+                f"{self} belongs to another event loop; "
+                "use channel.from_thread() to reach it from another loop or thread"
+            )
+            raise RuntimeError(msg)
+
+    def _evict(self) -> None:
+        """Forget a home whose event loop has ended, and the tasks that were abandoned there."""
+        self.home = NOWHERE
+        self.reserved = 0
+        self.receivers.clear()
+        self.senders.clear()
+
+    def enter(self) -> Home:
+        """Give the caller's home, for an operation that may wait."""
+        home = self.home
+        # asyncio's check in line; trio's is in `here`.
+        if home.loop is running_loop() or home.here():
+            return home
+        self.check()
+        here = current_home()
+        if here is None:
+            msg = f"{self} was used outside of asyncio and trio"
+            raise RuntimeError(msg)
+        return here
+
+    async def spend(self, home: Home, operations: int = 1) -> None:
+        """Take from the budget; when it is used up, yield to the event loop first.
+
+        Yielding comes before the operation: after it, a cancellation there would lose or double the item.
+        """
+        if home.left <= 0:
+            # Whoever waits for the loop has a home, and so has the channel.
+            self.home = home
+            await home.checkpoint()
+        home.left -= operations
+
+    def park(self, home: Home) -> TaskWaiter:
+        """Make a waiter for the current task, which makes the channel its event loop's own."""
+        self.home = home
+        home.left = interval.left
+        return home.waiter()
+
+    # Sending
+
+    def put(self, item: T) -> bool:
+        """Accept an item if there is room or a receiver for it, or a policy to drop one.
+
+        Raises:
+            ClosedResourceError: the channel was closed.
+            BrokenResourceError: every receiver is closed.
+        """
+        receivers = self.receivers
+        while receivers:
+            waiter, _end = receivers.popleft()
+            if not waiter.done():
+                self.buffer.append(item)
+                self.sent += 1
+                self.reserved += 1
+                waiter.set_result(None)
+                return True
+        if len(self.buffer) - self.reserved < self.room or self._make_room():
+            self.buffer.append(item)
+            self.sent += 1
+            return True
+        if self.overflow == "drop_newest":
+            self.sent += 1
+            self.dropped += 1
+            return True
+        return False
+
+    def _make_room(self) -> bool:
+        """Look for room where there seems to be none: with the threads, or by dropping the oldest item."""
+        self.check_sending()
+        if self.bridge is not None:
+            self.bridge.flush()
+            if len(self.buffer) - self.reserved < self.room:
+                return True
+        if self.overflow != "drop_oldest":
+            return False
+        self.buffer.popleft()
+        self.dropped += 1
+        return True
+
+    def put_many(self, items: deque[T]) -> None:
+        """Accept from the left what there is room or a receiver for."""
+        while items:
+            room = self.room - len(self.buffer) + self.reserved
+            if self.receivers or room <= 0:
+                if not self.put(items[0]):
+                    return
+                items.popleft()
+            elif room < len(items):
+                for _ in range(room):
+                    self.buffer.append(items.popleft())
+                self.sent += room
+            else:
+                self.buffer.extend(items)
+                self.sent += len(items)
+                items.clear()
+
+    def can_put(self) -> bool:
+        """Tell whether `put` would not refuse: it accepts, drops or raises."""
+        return (
+            len(self.buffer) - self.reserved < self.room
+            or self.room == NO_ROOM
+            or self.overflow != "block"
+            or self.receivers.any_live()
+        )
+
+    def check_sending(self) -> None:
+        """Raise what a sender gets on a closed or broken channel."""
+        if self.closed:
+            raise self.error(ClosedResourceError)
+        if self.broken:
+            raise self.error(BrokenResourceError)
+
+    def leave_senders(self, waiter: TaskWaiter) -> bool:
+        """Withdraw a sender that was cancelled; True if its item was taken before that."""
+        if woken(waiter):
+            return True
+        self.senders.leave()
+        return False
+
+    # Receiving
+
+    def can_take(self) -> bool:
+        """Tell whether there is an item for a newcomer: in the buffer, or with a parked sender."""
+        return len(self.buffer) > self.reserved or self.senders.any_live()
+
+    def take(self) -> T:
+        """Take the next item; only after `can_take`."""
+        if len(self.buffer) > self.reserved:
+            item = self.buffer.popleft()
+            if self.senders:
+                self.refill()
+        else:
+            # A rendezvous. The item goes through the buffer, since others before it may be reserved there.
+            self._admit()
+            item = self.buffer.popleft()
+        return item
+
+    def claim(self, max_items: int) -> int:
+        """Reserve what a newcomer may have, leaving it in the buffer; `release` gives it back."""
+        claimed = 0
+        while (wanted := max_items - claimed) and self.can_take():
+            if len(self.buffer) == self.reserved:
+                self._admit()
+            free = min(len(self.buffer) - self.reserved, wanted)
+            self.reserved += free
+            claimed += free
+            self.refill()
+        return claimed
+
+    def redeem(self) -> T:
+        """Take the item that is reserved for the caller."""
+        self.reserved -= 1
+        return self.buffer.popleft()
+
+    def release(self, count: int = 1) -> None:
+        """Pass reservations that are not going to be used on to the next receivers."""
+        for _ in range(count):
+            while self.receivers:
+                waiter, _end = self.receivers.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    break
+            else:
+                self.reserved -= 1
+
+    def leave_receivers(self, waiter: TaskWaiter) -> None:
+        """Withdraw a receiver that was cancelled; what it was woken for goes to the next."""
+        if woken(waiter):
+            self.release()
+        else:
+            self.receivers.leave()
+
+    def refill(self) -> None:
+        """Move parked senders' items into the room there is."""
+        while self.senders and len(self.buffer) - self.reserved < self.room and self.senders.any_live():
+            self._admit()
+
+    def _admit(self) -> None:
+        """Accept the item of the first parked sender, and wake it."""
+        waiter, _end, item = self.senders.popleft()
+        self.buffer.append(item)
+        self.sent += 1
+        waiter.set_result(None)
+
+    def check_receiving(self) -> None:
+        """Raise what a receiver gets when nothing is left and nothing can come."""
+        if self.closed:
+            raise self.error(EndOfStream)
+        if self.broken:
+            raise self.error(ClosedResourceError)
+
+    def drain(self) -> list[T]:
+        """Take what is in the buffer and not reserved."""
+        items = [self.buffer.popleft() for _ in range(len(self.buffer) - self.reserved)]
+        self.refill()
+        return items
+
+    # Closing
+
+    def close_sender(self, end: object) -> None:
+        """Close one sending end."""
+        if self.closed:
+            return
+        self.senders.dismiss(ClosedResourceError, end)
+        self.open_senders -= 1
+        if not self.open_senders:
+            self.close()
+
+    def close_receiver(self, end: object) -> None:
+        """Close one receiving end."""
+        self.receivers.dismiss(ClosedResourceError, end)
+        self.open_receivers -= 1
+        if not self.open_receivers:
+            self.break_off()
+
+    def close(self) -> None:
+        """Close for sending: what is in the channel can still be received."""
+        if self.closed:
+            return
+        if self.bridge is not None:
+            # What threads have sent before comes before the end.
+            self.bridge.flush()
+        self.closed = True
+        self.room = NO_ROOM
+        self.open_senders = 0
+        self._raw_send.close()
+        self.senders.dismiss(ClosedResourceError)
+        self.receivers.dismiss(EndOfStream)
+        if self.bridge is not None:
+            self.bridge.closed()
+
+    def break_off(self) -> None:
+        """Close for receiving: nobody is going to take what is in the channel."""
+        if self.bridge is not None:
+            self.bridge.flush()
+        self.broken = True
+        self.room = NO_ROOM
+        unread = len(self.buffer) - self.reserved
+        if unread:
+            logger.warning("%s was closed by its last receiver with %d items unread", self, unread)
+        if not len(self.buffer):
+            # Later this would put what is left out of reach of `drain`; the destructor does it then.
+            self._raw_receive.close()
+        self.senders.dismiss(BrokenResourceError)
+        self.receivers.dismiss(ClosedResourceError)
+        if self.bridge is not None:
+            self.bridge.closed()
+
+    def error(self, kind: type[Exception]) -> Exception:
+        """Make the error that ends an operation, naming the channel and the cause."""
+        return kind(f"{self} {CAUSES[kind]}")
+
+    def statistics(self) -> ChannelStatistics:
+        """Count."""
+        used = len(self.buffer)
+        return ChannelStatistics(
+            current_buffer_used=used,
+            max_buffer_size=self.capacity,
+            open_send_streams=self.open_senders,
+            open_receive_streams=self.open_receivers,
+            tasks_waiting_send=self.senders.count_live(),
+            tasks_waiting_receive=self.receivers.count_live(),
+            sent=self.sent,
+            received=self.sent - self.dropped - used,
+            dropped=self.dropped,
+        )
+
+
+class ClosedEnd:
+    """What an end operates on once it is closed: everything is refused."""
+
+    __slots__ = ("_state",)
+    home = NOWHERE
+
+    def __init__(self, state: ChannelState[Any]) -> None:
+        self._state = state
+
+    def check(self) -> NoReturn:
+        """Refuse."""
+        msg = f"this end of {self._state} is closed"
+        raise ClosedResourceError(msg)
+
+    enter = check
+
+
+def woken(waiter: TaskWaiter) -> bool:
+    """Tell whether a waiter was woken to finish its operation, before any cancellation."""
+    return waiter.done() and not waiter.cancelled() and waiter.result() is None
