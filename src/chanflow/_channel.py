@@ -49,7 +49,7 @@ class Side(Generic[T]):
 
     def __len__(self) -> int:
         """Count the items that could be received at once from the buffer."""
-        return len(self._state.buffer) - self._state.reserved
+        return self._state.count_free()
 
     def __bool__(self) -> bool:
         """Be true even when empty: `if channel:` asks whether there is one."""
@@ -209,7 +209,7 @@ class Receiving(Side[T_co], ObjectReceiveStream[T_co]):
             if state.senders:
                 state.refill()
             return item
-        if state.senders and state.can_take():
+        if (state.senders or state.bridge is not None) and state.can_take():
             return state.take()
         if state.room < 0:
             state.check_receiving()
@@ -447,7 +447,7 @@ class Channel(Sending[T], Receiving[T]):
             RuntimeError: called outside of asyncio and trio, or the channel belongs to another event loop.
         """
         assert open_from_thread is not None
-        return cast("ThreadChannel[T]", open_from_thread(self._state))
+        return open_from_thread(self._state)
 
     def __enter__(self) -> Self:
         return self

@@ -24,6 +24,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from weakref import finalize
 
 from anyio import (
     BrokenResourceError,
@@ -123,11 +124,15 @@ def check_count(argument: str, value: object, least: int, *, infinite: bool = Fa
         raise ValueError(msg)
 
 
-class ThreadBridge(Protocol):
-    """What a channel that threads use tells its thread side."""
+class Bridge(Protocol):
+    """What a channel that threads use asks of their side."""
 
-    def flush(self) -> None:
-        """Move what threads have sent into the channel, taking back the room that was lent to them."""
+    def settle(self) -> None:
+        """Let in what threads have sent, and take back the room that was lent to them."""
+        ...
+
+    def reclaim(self) -> None:
+        """Settle, and take back the items that were set aside for threads."""
         ...
 
     def closed(self) -> None:
@@ -175,8 +180,8 @@ class WaitingRoom(deque[Entry]):
         """Count those who wait."""
         return sum(not entry[0].done() for entry in self)
 
-    def dismiss(self, outcome: type[Exception], end: object = None) -> None:
-        """End the waiting with an error, for all or for those who came through one end."""
+    def dismiss(self, outcome: Outcome, end: object = None) -> None:
+        """End the waiting, for all or for those who came through one end."""
         dismissed = [entry for entry in self if end is None or entry[1] is end]
         self._keep([entry for entry in self if not (end is None or entry[1] is end)])
         for entry in dismissed:
@@ -188,6 +193,7 @@ class ChannelState(Generic[T]):
     """What a channel and all its ends share."""
 
     __slots__ = (
+        "__weakref__",
         "_raw_receive",
         "_raw_send",
         "bridge",
@@ -218,6 +224,8 @@ class ChannelState(Generic[T]):
             raise ValueError(msg)
         send, receive = create_memory_object_stream[T](math.inf)
         self._raw_send, self._raw_receive = send, receive
+        # A stream that is dropped open warns. A destructor here would come too late in a reference cycle.
+        finalize(self, close_streams, send, receive)
         self.buffer = reach_buffer(send, receive)
         self.capacity = capacity
         self.name = name
@@ -237,16 +245,10 @@ class ChannelState(Generic[T]):
         self.open_receivers = 1
         self.closed = False
         self.broken = False
-        self.bridge: ThreadBridge | None = None
+        self.bridge: Bridge | None = None
 
     def __str__(self) -> str:
         return f"channel {self.name!r}" if self.name is not None else f"channel at {id(self):#x}"
-
-    def __del__(self) -> None:
-        # An error in the constructor leaves no streams; a stream left open would warn.
-        if hasattr(self, "_raw_receive"):
-            self._raw_send.close()
-            self._raw_receive.close()
 
     # Where it may be used from
 
@@ -337,7 +339,7 @@ class ChannelState(Generic[T]):
         """Look for room where there seems to be none: with the threads, or by dropping the oldest item."""
         self.check_sending()
         if self.bridge is not None:
-            self.bridge.flush()
+            self.bridge.settle()
             if len(self.buffer) - self.reserved < self.room:
                 return True
         if self.overflow != "drop_oldest":
@@ -365,6 +367,8 @@ class ChannelState(Generic[T]):
 
     def can_put(self) -> bool:
         """Tell whether `put` would not refuse: it accepts, drops or raises."""
+        if self.bridge is not None:
+            self.bridge.settle()
         return (
             len(self.buffer) - self.reserved < self.room
             or self.room == NO_ROOM
@@ -390,6 +394,9 @@ class ChannelState(Generic[T]):
 
     def can_take(self) -> bool:
         """Tell whether there is an item for a newcomer: in the buffer, or with a parked sender."""
+        if self.bridge is not None:
+            # From here on no thread takes anything either.
+            self.bridge.reclaim()
         return len(self.buffer) > self.reserved or self.senders.any_live()
 
     def take(self) -> T:
@@ -460,6 +467,8 @@ class ChannelState(Generic[T]):
 
     def drain(self) -> list[T]:
         """Take what is in the buffer and not reserved."""
+        if self.bridge is not None:
+            self.bridge.reclaim()
         items = [self.buffer.popleft() for _ in range(len(self.buffer) - self.reserved)]
         self.refill()
         return items
@@ -488,7 +497,7 @@ class ChannelState(Generic[T]):
             return
         if self.bridge is not None:
             # What threads have sent before comes before the end.
-            self.bridge.flush()
+            self.bridge.reclaim()
         self.closed = True
         self.room = NO_ROOM
         self.open_senders = 0
@@ -501,7 +510,7 @@ class ChannelState(Generic[T]):
     def break_off(self) -> None:
         """Close for receiving: nobody is going to take what is in the channel."""
         if self.bridge is not None:
-            self.bridge.flush()
+            self.bridge.reclaim()
         self.broken = True
         self.room = NO_ROOM
         unread = len(self.buffer) - self.reserved
@@ -519,8 +528,15 @@ class ChannelState(Generic[T]):
         """Make the error that ends an operation, naming the channel and the cause."""
         return kind(f"{self} {CAUSES[kind]}")
 
+    def count_free(self) -> int:
+        """Count the items that a newcomer may have from the buffer."""
+        if self.bridge is not None and self.home.here():
+            self.bridge.reclaim()
+        return len(self.buffer) - self.reserved
+
     def statistics(self) -> ChannelStatistics:
         """Count."""
+        self.count_free()
         used = len(self.buffer)
         return ChannelStatistics(
             current_buffer_used=used,
@@ -533,6 +549,12 @@ class ChannelState(Generic[T]):
             received=self.sent - self.dropped - used,
             dropped=self.dropped,
         )
+
+
+def close_streams(send: MemoryObjectSendStream[Any], receive: MemoryObjectReceiveStream[Any]) -> None:
+    """Close both ends of an anyio stream."""
+    send.close()
+    receive.close()
 
 
 class ClosedEnd:

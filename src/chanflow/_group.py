@@ -1,0 +1,409 @@
+"""Groups of tasks, and the result channel of each task: Go's errgroup with results."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
+from contextvars import Context, copy_context
+from functools import partial
+from inspect import isawaitable
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, TypeVarTuple, Unpack
+
+import anyio
+from anyio import BrokenResourceError, WouldBlock
+from anyio.abc import TaskGroup
+
+from chanflow._channel import Channel
+from chanflow._park import Home, Waiter, current_home, running_loop
+from chanflow._state import ChannelState, Outcome, WaitingRoom, check_count
+
+__all__ = ["Group", "Result", "ResultCancelledError"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Ts = TypeVarTuple("Ts")
+
+logger = logging.getLogger("chanflow")
+
+
+class ResultCancelledError(BrokenResourceError):
+    """The task was cancelled, by `Result.cancel` or with its group, before it gave a result."""
+
+
+class Failure:
+    """The error that a task ended with; logged if it goes away without anybody having looked at it."""
+
+    __slots__ = ("__weakref__", "_label", "_seen", "_traceback", "error")
+
+    def __init__(self, error: BaseException, label: object) -> None:
+        self.error = error
+        self._traceback = error.__traceback__
+        self._label = label
+        self._seen = False
+
+    def look(self) -> BaseException:
+        """Give the error to somebody."""
+        self._seen = True
+        # Raising adds to the traceback, so that each one who waits would see the frames of all before.
+        return self.error.with_traceback(self._traceback)
+
+    def report(self) -> None:
+        """Log the error unless somebody has looked at it."""
+        if not self._seen:
+            self._seen = True
+            logger.error("%s failed and nobody looked at its result", self._label, exc_info=self.error)
+
+    __del__ = report
+
+
+class Callback:
+    """A waiter that is a function to call."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], object]) -> None:
+        self._function = function
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, _outcome: Outcome) -> None:
+        self._function()
+
+
+PENDING: Any = object()
+
+
+class Result(Generic[T_co]):
+    """What a task will give: a receive-only channel of one item.
+
+    `await result` gives the value or raises the task's error, as often as it is awaited and to any number of tasks. As a
+    channel, with `receive` or as a case of `select`, it gives its one item once and is closed then. Results are made by
+    `Group.go` and `WorkerGroup.submit`.
+    """
+
+    __slots__ = ("__weakref__", "_attempts", "_cancel", "_channel", "_failure", "_home", "_value", "_waiting")
+
+    def __init__(self, home: Home, cancel: Callable[[Result[Any]], object]) -> None:
+        self._home = home
+        # How to cancel the task; given the result, so that no closure has to be made for each.
+        self._cancel = cancel
+        self._attempts = 0
+        self._value: T_co = PENDING
+        self._failure: Failure | None = None
+        # Neither the waiting room nor the channel is made before somebody waits there.
+        self._waiting: WaitingRoom[tuple[Waiter, Any]] | None = None
+        self._channel: Channel[None] | None = None
+
+    def __repr__(self) -> str:
+        if not self.done:
+            shown = "pending"
+        elif self._failure is not None:
+            shown = repr(self._failure.error)
+        else:
+            shown = repr(self._value)
+        return f"<Result {shown} at {id(self):#x}>"
+
+    @property
+    def done(self) -> bool:
+        """Whether the task has ended: with a value, an error or by cancellation."""
+        return self._value is not PENDING or self._failure is not None
+
+    @property
+    def attempts(self) -> int:
+        """How often the task was started: more than once only with `Retry`, 0 while it waits for its turn."""
+        return self._attempts
+
+    def exception(self) -> BaseException | None:
+        """Give the error that the task ended with, or None if it gave a value.
+
+        Returns:
+            The error; a `ResultCancelledError` if the task was cancelled.
+
+        Raises:
+            WouldBlock: the task has not ended.
+        """
+        if not self.done:
+            raise WouldBlock
+        return None if self._failure is None else self._failure.look()
+
+    def cancel(self) -> None:
+        """Cancel the task: one that waits for its turn is never started. It does nothing once the task has ended.
+
+        The task may take a while to stop; it has when the result is done. A sync handler in a thread can't be
+        stopped: its worker stays busy until it returns, but the result is done at once.
+        """
+        if not self.done:
+            self._cancel(self)
+
+    def __await__(self) -> Generator[Any, Any, T_co]:
+        home = self._home
+        if not (home.loop is running_loop() or home.here()):
+            msg = "this result belongs to another event loop"
+            raise RuntimeError(msg)
+        if home.left <= 0:
+            yield from home.checkpoint().__await__()
+        home.left -= 1
+        if not self.done:
+            waiter = home.waiter()
+            waiting = self._waiters()
+            waiting.append((waiter, None))
+            try:
+                yield from waiter.__await__()
+            except BaseException:
+                waiting.leave()
+                raise
+        return self._outcome()
+
+    async def receive(self) -> T_co:
+        """Receive the one item of this channel.
+
+        Returns:
+            The task's value.
+
+        Raises:
+            EndOfStream: the item was received already.
+            ResultCancelledError: the task was cancelled.
+            Exception: the task failed; its error.
+
+        Cancellation:
+            Atomic: if the call is cancelled, it took nothing, and the task goes on.
+        """
+        await self._as_channel().receive()
+        return self._outcome()
+
+    def receive_nowait(self) -> T_co:
+        """Receive the one item of this channel if the task has ended.
+
+        Returns:
+            The task's value.
+
+        Raises:
+            WouldBlock: the task has not ended.
+            EndOfStream: the item was received already.
+            ResultCancelledError: the task was cancelled.
+            Exception: the task failed; its error.
+        """
+        self._as_channel().receive_nowait()
+        return self._outcome()
+
+    def _outcome(self) -> T_co:
+        if self._failure is not None:
+            raise self._failure.look()
+        return self._value
+
+    def _as_channel(self) -> Channel[None]:
+        # The item is only a token: the value stays here, for those who await it.
+        if self._channel is None:
+            self._channel = Channel(1, "result")
+            self._channel._state.home = self._home
+            if self.done:
+                self._deliver(self._channel)
+        return self._channel
+
+    @staticmethod
+    def _deliver(channel: Channel[None]) -> None:
+        channel.send_nowait(None)
+        channel.close()
+
+    # How the task's owner ends it; only the first end counts.
+
+    def _succeed(self, value: Any) -> None:
+        if not self.done:
+            self._value = value
+            self._wake()
+
+    def _fail(self, error: BaseException, label: object = "a task") -> Failure | None:
+        if self.done:
+            return None
+        failure = self._failure = Failure(error, label)
+        self._wake()
+        return failure
+
+    def _end_cancelled(self) -> None:
+        # Cancelling is somebody's decision, not a failure to be logged.
+        failure = self._fail(ResultCancelledError("the task was cancelled"))
+        if failure is not None:
+            failure.look()
+
+    def _failure_is(self, error: BaseException) -> bool:
+        return self._failure is not None and self._failure.error is error
+
+    def _when_done(self, callback: Callable[[Result[Any]], object]) -> None:
+        if self.done:
+            callback(self)
+        else:
+            self._waiters().append((Callback(partial(callback, self)), None))
+
+    def _waiters(self) -> WaitingRoom[tuple[Waiter, Any]]:
+        if self._waiting is None:
+            self._waiting = WaitingRoom()
+        return self._waiting
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            self._waiting.dismiss(None)
+        if self._channel is not None:
+            self._deliver(self._channel)
+
+    # How `select` does it: see `Selectable` there.
+
+    def _ready(self) -> bool:
+        return self._as_channel()._ready()
+
+    def _take(self) -> T_co:
+        self._as_channel()._take()
+        return self._outcome()
+
+    def _join(self, waiter: Waiter, home: Home) -> None:
+        self._as_channel()._join(waiter, home)
+
+    def _leave(self) -> None:
+        self._as_channel()._leave()
+
+    def _redeem(self, outcome: Outcome) -> T_co:
+        self._as_channel()._redeem(outcome)
+        return self._outcome()
+
+    def _release(self, outcome: Outcome) -> bool:
+        return self._as_channel()._release(outcome)
+
+
+Job = tuple[Result[Any], Callable[..., Awaitable[Any]], tuple[Any, ...]]
+
+
+class Group:
+    """Tasks that end together: Go's errgroup, with a result for each.
+
+    Leaving the block waits for all tasks. The first that fails cancels the rest, and leaving then raises
+    an ExceptionGroup of what failed, each error once. An error in the block itself does the same.
+
+    Args:
+        limit: how many tasks may run at the same time, at least 1; None for no bound. The others wait for their turn in the
+            order in which they came.
+
+    Raises:
+        ValueError: `limit` is less than 1.
+        TypeError: `limit` is not an int.
+
+    Source:
+        Go, golang.org/x/sync/errgroup.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        if limit is not None:
+            check_count("limit", limit, 1)
+        self._limit = limit
+        self._tasks: TaskGroup | None = None
+        self._home: Home | None = None
+        # Those that run, with the scope to cancel each.
+        self._running: dict[Result[Any], anyio.CancelScope] = {}
+        # Those that wait for their turn, with the context of the caller.
+        self._waiting: deque[tuple[Context, Job]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Group {len(self._running)} running, {len(self._waiting)} waiting, limit {self._limit}>"
+
+    async def __aenter__(self) -> Self:
+        if self._tasks is not None:
+            msg = "a Group may only be entered once"
+            raise RuntimeError(msg)
+        self._home = current_home()
+        self._tasks = await anyio.create_task_group().__aenter__()
+        return self
+
+    def go(self, fn: Callable[[Unpack[Ts]], Awaitable[T]], /, *args: Unpack[Ts]) -> Result[T]:
+        """Start a task: Go's `go` statement. It never waits: above the limit, the task waits for its turn instead.
+
+        Args:
+            fn: an async function; use `functools.partial` for keyword arguments.
+            args: its arguments.
+
+        Returns:
+            The result channel of the task.
+
+        Raises:
+            TypeError: `fn` is not callable.
+            RuntimeError: the group was not entered, is over, or belongs to another event loop.
+        """
+        if not callable(fn):
+            msg = f"fn must be an async function, got {fn!r}"
+            raise TypeError(msg)
+        home = self._home
+        if home is None or not home.here():
+            msg = "a Group may only start tasks inside of its `async with` block, in the same event loop"
+            raise RuntimeError(msg)
+        result: Result[T] = Result(home, self._cancel_one)
+        job = result, fn, args
+        if self._limit is not None and len(self._running) >= self._limit:
+            self._waiting.append((copy_context(), job))
+        else:
+            self._start(job)
+        return result
+
+    def cancel(self) -> None:
+        """Cancel all tasks of the group, and its block; the results that are not done raise ResultCancelledError."""
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
+    def _start(self, job: Job) -> None:
+        assert self._tasks is not None
+        self._running[job[0]] = anyio.CancelScope()
+        self._tasks.start_soon(self._run, job, name=job[1])
+
+    async def _run(self, job: Job) -> None:
+        result, fn, args = job
+        try:
+            with self._running[result]:
+                result._attempts = 1
+                awaitable = fn(*args)
+                if not isawaitable(awaitable):
+                    msg = f"fn must be an async function, but {fn!r} returned {awaitable!r}"
+                    raise TypeError(msg)
+                result._succeed(await awaitable)
+        except Exception as error:
+            failure = result._fail(error)
+            # The group itself raises it.
+            if failure is not None:
+                failure.look()
+            # Now, before the next in turn would be started.
+            self.cancel()
+            raise
+        finally:
+            # Neither value nor error: it was cancelled.
+            result._end_cancelled()
+            del self._running[result]
+            self._next()
+
+    def _next(self) -> None:
+        while self._waiting:
+            context, job = self._waiting.popleft()
+            if anyio.current_effective_deadline() == -math.inf:
+                job[0]._end_cancelled()
+            elif not job[0].done:
+                context.run(self._start, job)
+                break
+
+    def _cancel_one(self, result: Result[Any]) -> None:
+        scope = self._running.get(result)
+        if scope is None:
+            # It waits for its turn, and `_next` passes over it.
+            result._end_cancelled()
+        else:
+            scope.cancel()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        assert self._tasks is not None
+        try:
+            return await self._tasks.__aexit__(exc_type, exc, tb)
+        except BaseExceptionGroup as group:
+            # A block that awaits the result of a task that fails raises the very error that the task raises.
+            errors = {id(error): error for error in group.exceptions}.values()
+            raise group.derive(list(errors)) from None
+        finally:
+            self._home = None

@@ -1,0 +1,392 @@
+"""Channels from threads.
+
+Only the event loop's own thread changes the state of a channel. Threads exchange items with it in batches, under a lock:
+what they send goes into an inbox, for which the channel has lent them room beforehand, and what they may receive
+is reserved for them in the buffer, from which they take it themselves. The loop is woken once for a batch, to pump. The loop's side takes
+back what was lent whenever it finds no room, or no item, for itself.
+"""
+
+# Invariants, while the channel is open:
+# 1. Free items in the buffer + claims + inbox + credits <= capacity.
+# 2. The buffer holds an item for each claim, so that taking one in a thread can't fail.
+# 3. A thread that waits has a request in one of the two queues here, with a pump scheduled, or a place in a waiting room.
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from time import monotonic
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+from weakref import WeakMethod
+
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+
+import chanflow._channel
+from chanflow._park import current_home
+from chanflow._state import ChannelState, Outcome
+
+__all__ = ["ThreadChannel"]
+
+T = TypeVar("T")
+
+PREFETCH = 128
+"""How many items at most are reserved for threads that receive."""
+POLL = 1.0
+"""How often, in seconds, a waiting thread looks whether a loop has ended that gave no notice of it."""
+PENDING: Any = object()
+
+
+class Request:
+    """A thread that waits to send or to receive."""
+
+    __slots__ = ("_gate", "item", "outcome")
+
+    def __init__(self, item: Any = None) -> None:
+        self.item = item
+        # Pending, then None for success or the class of the error.
+        self.outcome: Outcome = PENDING
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def done(self) -> bool:
+        return self.outcome is not PENDING
+
+    def finish(self, outcome: Outcome) -> None:
+        """Let the thread go on; only under the lock of the channel."""
+        if not self.done():
+            self.outcome = outcome
+            self._gate.release()
+
+    def wait(self, seconds: float) -> bool:
+        return self._gate.acquire(timeout=seconds)
+
+
+class Parked:
+    """The place of a thread in a waiting room of the channel."""
+
+    __slots__ = ("_finish", "_request", "done")
+
+    def __init__(self, request: Request, finish: Callable[[Request, Outcome], object]) -> None:
+        self._request = request
+        self._finish = finish
+        self.done = request.done
+
+    def set_result(self, outcome: Outcome) -> None:
+        self._finish(self._request, outcome)
+
+
+class ThreadChannel(Generic[T]):
+    """A channel as threads use it; made by `Channel.from_thread`.
+
+    Any number of threads may use it at the same time, with the channel's capacity and order, and together with
+    tasks in the event loop. When the event loop ends, every waiting thread gets BrokenResourceError.
+    """
+
+    def __init__(self, state: ChannelState[T]) -> None:
+        home = current_home()
+        if home is None:
+            msg = f"from_thread() of {state} must be called inside of asyncio or trio"
+            raise RuntimeError(msg)
+        state.home = home
+        self._state = state
+        self._home = home
+        # Reentrant, because finishing a request may happen inside and outside of a pump.
+        self._lock = threading.RLock()
+        self._inbox: deque[T] = deque()
+        self._credits = 0
+        self._claims = 0
+        # Claims that were used since the last pump.
+        self._taken = 0
+        # Items of receivers that were interrupted after they were served.
+        self._returned: deque[T] = deque()
+        self._sending: deque[Request] = deque()
+        self._receiving: deque[Request] = deque()
+        self._scheduled = False
+        # Room is lent only where threads send.
+        self._lending = False
+        self._closing = False
+        self._refusal: Outcome = None
+        self._ended = False
+        end = WeakMethod(self._end)
+        self._forget_end = home.on_end(lambda: (method := end()) and method())
+        self._pump()
+        if state.closed or state.broken:
+            self.closed()
+
+    def __repr__(self) -> str:
+        return f"<ThreadChannel of {self._state}>"
+
+    # From threads
+
+    def send(self, item: T) -> None:
+        """Send one item, waiting for room.
+
+        Args:
+            item: any object; handed over by reference, never copied.
+
+        Raises:
+            ClosedResourceError: the channel was closed, before or while waiting.
+            BrokenResourceError: every receiver is closed, or the event loop has ended, before or while waiting.
+            RuntimeError: called in the event loop's own thread, which waiting would block.
+
+        Cancellation:
+            A KeyboardInterrupt while waiting leaves open whether the item is delivered.
+        """
+        self._check_thread()
+        request = None
+        with self._lock:
+            self._check_open()
+            if self._credits and not self._sending:
+                self._credits -= 1
+                self._inbox.append(item)
+            else:
+                self._lending = True
+                request = Request(item)
+                self._sending.append(request)
+            self._schedule()
+        if request is not None:
+            self._wait(request, None, receiving=False)
+
+    def receive(self, timeout: float | None = None) -> T:
+        """Receive the next item, waiting for one.
+
+        Args:
+            timeout: how many seconds to wait, at least 0; None for no bound.
+
+        Returns:
+            The item that has been in the channel for the longest time.
+
+        Raises:
+            TimeoutError: nothing came in time; nothing was taken.
+            EndOfStream: the channel is closed, and nothing is left in it.
+            ClosedResourceError: the receiving side of the channel is closed.
+            BrokenResourceError: the event loop has ended, before or while waiting.
+            ValueError: `timeout` is negative.
+            RuntimeError: called in the event loop's own thread, which waiting would block.
+
+        Cancellation:
+            On a KeyboardInterrupt while waiting, it took nothing.
+        """
+        if timeout is not None and not timeout >= 0:
+            msg = f"timeout must be >= 0, got {timeout}"
+            raise ValueError(msg)
+        self._check_thread()
+        with self._lock:
+            if self._claims:
+                self._claims -= 1
+                self._taken += 1
+                if not self._claims:
+                    self._schedule()
+                return self._state.buffer.popleft()
+            if self._ended:
+                raise self._end_error()
+            request = Request()
+            self._receiving.append(request)
+            self._schedule()
+        self._wait(request, timeout, receiving=True)
+        return request.item  # type: ignore[no-any-return] # set by whoever finished it
+
+    def close(self) -> None:
+        """Close the channel for sending, after what was sent before; Go's `close`. Closing again does nothing."""
+        with self._lock:
+            self._closing = True
+            self._refusal = self._refusal or ClosedResourceError
+            if not self._ended:
+                self._schedule()
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return self.receive()
+        except EndOfStream:
+            raise StopIteration from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_thread(self) -> None:
+        if self._home.thread == threading.get_ident() and not self._ended:
+            msg = f"{self!r} would block the event loop of its own thread; use the channel itself there"
+            raise RuntimeError(msg)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise self._end_error()
+        if self._refusal is not None:
+            raise self._state.error(self._refusal)
+
+    def _end_error(self) -> Exception:
+        return BrokenResourceError(f"the event loop of {self._state} has ended")
+
+    def _schedule(self) -> None:
+        """Have the loop pump, unless it is going to anyway."""
+        if self._scheduled:
+            return
+        self._scheduled = True
+        try:
+            self._home.call_soon(self._pump)
+        except RuntimeError:
+            # It ended without having told.
+            self._end()
+
+    def _wait(self, request: Request, timeout: float | None, *, receiving: bool) -> None:
+        """Wait until the loop has finished a request."""
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        try:
+            while not request.wait(max(0, min(POLL, deadline - monotonic()))):
+                if self._home.ended():
+                    self._end()
+                elif monotonic() >= deadline:
+                    with self._lock:
+                        request.finish(TimeoutError)
+        except BaseException:
+            with self._lock:
+                if receiving and request.outcome is None:
+                    self._returned.append(request.item)
+                    self._schedule()
+                request.finish(TimeoutError)
+            raise
+        if request.outcome is TimeoutError:
+            msg = f"nothing to receive from {self._state} within {timeout} s"
+            raise TimeoutError(msg)
+        if request.outcome is not None:
+            raise self._end_error() if self._ended else self._state.error(request.outcome)
+
+    # In the event loop
+
+    def _pump(self) -> None:
+        """Exchange with the channel what has come together."""
+        with self._lock:
+            self._scheduled = False
+            if self._ended:
+                return
+            self.settle()
+            self._serve_senders()
+            if self._closing:
+                self._state.close()
+            if self._receiving:
+                self._serve_receivers()
+            self._lend()
+
+    def _serve_senders(self) -> None:
+        state = self._state
+        while self._sending:
+            request = self._sending.popleft()
+            if request.done():
+                continue
+            try:
+                if state.put(request.item):
+                    request.finish(None)
+                else:
+                    state.senders.append((Parked(request, self._finish), self, request.item))
+            except (ClosedResourceError, BrokenResourceError) as error:
+                request.finish(type(error))
+
+    def _serve_receivers(self) -> None:
+        state = self._state
+        while self._receiving:
+            request = self._receiving.popleft()
+            if request.done():
+                continue
+            if state.can_take():
+                request.item = state.take()
+                request.finish(None)
+            elif state.room < 0:
+                request.finish(EndOfStream if state.closed else ClosedResourceError)
+            else:
+                state.receivers.append((Parked(request, self._hand_over), self))
+        free = min(len(state.buffer) - state.reserved, PREFETCH)
+        self._claims = free
+        state.reserved += free
+        if state.room >= 0:
+            state.room -= free
+
+    def _lend(self) -> None:
+        state = self._state
+        room = state.room - len(state.buffer) + state.reserved
+        if self._lending and room > 0 and not state.senders.any_live():
+            self._credits = room
+            state.room -= room
+
+    def _finish(self, request: Request, outcome: Outcome) -> None:
+        """Wake a thread that waited for room."""
+        with self._lock:
+            request.finish(outcome)
+
+    def _hand_over(self, request: Request, outcome: Outcome) -> None:
+        """Wake a thread that waited for an item."""
+        with self._lock:
+            if outcome is None and request.done():
+                # Its time was over in this very moment.
+                self._state.release()
+                return
+            if outcome is None:
+                request.item = self._state.redeem()
+            request.finish(outcome)
+
+    def settle(self) -> None:
+        """Let in what threads have sent, and take back the room that was lent to them."""
+        state = self._state
+        with self._lock:
+            state.reserved -= self._taken
+            if state.room >= 0:
+                state.room += self._taken + self._credits + len(self._inbox)
+            self._taken = self._credits = 0
+            if self._returned:
+                # They came before all that is there.
+                later = [state.buffer.popleft() for _ in range(len(state.buffer))]
+                state.buffer.extend([*self._returned, *later])
+                self._returned.clear()
+            state.put_many(self._inbox)
+            state.refill()
+
+    def reclaim(self) -> None:
+        """Settle, and take back the items that were reserved for threads."""
+        with self._lock:
+            self.settle()
+            if self._state.room >= 0:
+                self._state.room += self._claims
+            claims, self._claims = self._claims, 0
+            self._state.release(claims)
+
+    def closed(self) -> None:
+        """Tell the threads that one side of the channel was closed."""
+        with self._lock:
+            self._refusal = ClosedResourceError if self._state.closed else BrokenResourceError
+
+    def _end(self) -> None:
+        """Let all threads go, as the event loop is over."""
+        with self._lock:
+            if self._ended:
+                return
+            self.reclaim()
+            self._ended = True
+            for request in (*self._sending, *self._receiving):
+                request.finish(BrokenResourceError)
+            self._state.senders.dismiss(BrokenResourceError, self)
+            self._state.receivers.dismiss(BrokenResourceError, self)
+
+    def __del__(self) -> None:
+        self._forget_end()
+
+
+def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
+    """Give a channel its one thread side."""
+    if state.bridge is None:
+        state.enter()
+        state.bridge = ThreadChannel(state)
+    assert isinstance(state.bridge, ThreadChannel)
+    return state.bridge
+
+
+chanflow._channel.open_from_thread = open_from_thread

@@ -1,0 +1,811 @@
+"""Worker groups: a bounded number of workers, and a result channel for each job."""
+
+# Invariants:
+# 1. An accepted job is in exactly one place: the queue, with one worker, or in `_delayed` between two attempts. It
+#    leaves when its result is done, or into `leftover`.
+# 2. `_busy` handlers run, and never does one start while `_busy >= _limit`.
+# 3. While jobs are queued, `_limit` workers exist.
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from functools import partial
+from inspect import isawaitable
+from random import Random
+from types import TracebackType
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from weakref import WeakSet
+
+import anyio
+import anyio.lowlevel
+from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, EndOfStream, WouldBlock
+from anyio.abc import TaskGroup
+from attrs import field, frozen
+
+from chanflow._channel import Channel, SendChannel
+from chanflow._group import Failure, Result
+from chanflow._offload import Offload, is_async, run_in_thread
+from chanflow._park import Home, current_home, running_loop
+from chanflow._state import WaitingRoom, check_count
+
+__all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
+
+Job = TypeVar("Job")
+R = TypeVar("R")
+
+logger = logging.getLogger("chanflow")
+uniform = Random().uniform
+"""Of our own generator, so that a program that seeds `random` stays reproducible."""
+
+
+def check_seconds(argument: str, value: float, *, positive: bool = False) -> None:
+    """Refuse what is not a duration, naming the argument, the rule and the value."""
+    if not (value > 0 if positive else value >= 0):
+        msg = f"{argument} must be {'>' if positive else '>='} 0, got {value}"
+        raise ValueError(msg)
+
+
+@frozen
+class Retry:
+    """When to attempt a failed job again: exponential backoff with jitter.
+
+    After the n-th failed attempt the job waits `delay * factor ** (n - 1)` seconds, at most `max_delay`, less a
+    random share of up to `jitter` of that, so that jobs that failed together don't come back together.
+
+    Args:
+        attempts: how often to attempt a job altogether, at least 1.
+        delay: seconds to wait after the first failed attempt, at least 0.
+        factor: what the wait grows by with each attempt, at least 1.
+        max_delay: the most seconds to wait, at least 0.
+        jitter: the share of the wait that is random, from 0 to 1.
+        on: the classes of errors that are worth another attempt, or a function that tells of an error whether it is.
+
+    Raises:
+        ValueError: a number is out of its bounds.
+        TypeError: `attempts` is not an int.
+
+    Source:
+        "Exponential Backoff and Jitter", AWS Architecture Blog; `jitter=1` is its full jitter.
+    """
+
+    attempts: int = field()
+    delay: float = field(default=0.1, kw_only=True)
+    factor: float = field(default=2.0, kw_only=True)
+    max_delay: float = field(default=60.0, kw_only=True)
+    jitter: float = field(default=0.5, kw_only=True)
+    on: type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool] = field(
+        default=Exception, kw_only=True
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_count("attempts", self.attempts, 1)
+        check_seconds("delay", self.delay)
+        check_seconds("max_delay", self.max_delay)
+        if not self.factor >= 1:
+            msg = f"factor must be >= 1, got {self.factor}"
+            raise ValueError(msg)
+        if not 0 <= self.jitter <= 1:
+            msg = f"jitter must be from 0 to 1, got {self.jitter}"
+            raise ValueError(msg)
+
+    def wants(self, error: Exception, attempts: int) -> bool:
+        """Tell whether a job is worth another attempt.
+
+        Args:
+            error: what the last attempt failed with.
+            attempts: how many there were, at least 1.
+        """
+        if attempts >= self.attempts:
+            return False
+        if isinstance(self.on, type | tuple):
+            return isinstance(error, self.on)
+        return self.on(error)
+
+    def backoff(self, attempts: int) -> float:
+        """Draw how many seconds to wait for the next attempt.
+
+        Args:
+            attempts: how many there were, at least 1.
+        """
+        # The power overflows long after the bound is reached.
+        exponent = min(attempts - 1, 1000 / max(1.0, math.log2(self.factor)))
+        wait = min(self.delay * self.factor**exponent, self.max_delay)
+        return wait * (1 - uniform(0, self.jitter))
+
+
+class DeadLetter(NamedTuple, Generic[Job]):
+    """A job that failed for good."""
+
+    job: Job
+    error: Exception
+    attempts: int
+
+
+class WorkerStatistics(NamedTuple):
+    """A look at a worker group."""
+
+    workers: int
+    """How many handlers may run at the same time."""
+    running: int
+    """How many do."""
+    queued: int
+    """Jobs that wait for a worker."""
+    delayed: int
+    """Jobs that wait for their next attempt."""
+    submitters_waiting: int
+    """Tasks that wait to submit a job."""
+    succeeded: int
+    failed: int
+    """Jobs that failed for good."""
+    cancelled: int
+    retries: int
+    """Attempts after the first of each job."""
+
+
+class JobResult(Result[R]):
+    """A result with the job that it is for, so that a job costs one object."""
+
+    __slots__ = ("job", "worker")
+
+    def __init__(self, home: Home, cancel: Callable[[Any], object], job: Any) -> None:
+        super().__init__(home, cancel)
+        self.job = job
+        self.worker: Worker | None = None
+
+
+class Worker:
+    """A task that handles one job after another."""
+
+    __slots__ = ("blocked", "group", "result", "retired", "running", "scope", "spent", "task")
+
+    def __init__(self, group: WorkerGroup[Any, Any], result: JobResult[Any] | None) -> None:
+        self.group = group
+        self.result = result
+        # Cancelling its job uses the scope up, and retiring ends the worker.
+        self.scope = anyio.CancelScope()
+        self.spent = False
+        self.retired = False
+        # Whether it counts as busy: a first job starts with the worker.
+        self.running = result is not None
+        # Whether its handler waits to submit to the group itself.
+        self.task: int | None = None
+        self.blocked = False
+
+
+# The worker that the current task runs in, or was started from.
+inside: ContextVar[Worker | None] = ContextVar("inside", default=None)
+
+
+class WorkerGroup(Generic[Job, R]):
+    """A bounded number of workers that handle jobs, with a result channel for each job.
+
+    Jobs are started in the order in which they were submitted. A job that fails fails its result, not the group, and a failure
+    that nobody looks at is logged. Leaving the block normally handles all that was submitted first. Leaving it
+    by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
+
+    Args:
+        handler: called with each job. An async function runs in the event loop; a sync one in a thread.
+        workers: how many handlers may run at the same time, at least 1.
+        buffer: how many jobs may wait for a worker before submitting waits, at least 0; `math.inf` for no bound.
+        retry: when to attempt a failed job again; None for never.
+        timeout: seconds that each attempt may take, greater than 0; None for no bound. The attempt then fails with TimeoutError.
+        dead_letters: where to send jobs that failed for good, as `DeadLetter`; with its back-pressure. None for nowhere.
+        offload: where a sync handler runs; only "thread" so far. None chooses by the kind of handler.
+
+    Raises:
+        ValueError: a number is out of its bounds; `offload` is unknown or given for an async handler.
+        TypeError: `handler` is not callable, `dead_letters` is no channel to send to, or a count is not an int.
+
+    Source:
+        Go's worker pool; sourcegraph/conc, alitto/pond (groups and pools with results).
+    """
+
+    def __init__(
+        self,
+        handler: Callable[[Job], Awaitable[R]] | Callable[[Job], R],
+        *,
+        workers: int = 10,
+        buffer: float = 100,
+        retry: Retry | None = None,
+        timeout: float | None = None,
+        dead_letters: Channel[DeadLetter[Job]] | SendChannel[DeadLetter[Job]] | None = None,
+        offload: Offload | None = None,
+    ) -> None:
+        if not callable(handler):
+            msg = f"handler must be callable, got {handler!r}"
+            raise TypeError(msg)
+        check_count("workers", workers, 1)
+        check_count("buffer", buffer, 0, infinite=True)
+        if timeout is not None:
+            check_seconds("timeout", timeout, positive=True)
+        if retry is not None and not isinstance(retry, Retry):
+            msg = f"retry must be a Retry or None, got {retry!r}"
+            raise TypeError(msg)
+        if dead_letters is not None and not isinstance(dead_letters, Channel | SendChannel):
+            msg = f"dead_letters must be a Channel, SendChannel or None, got {dead_letters!r}"
+            raise TypeError(msg)
+        if offload not in {None, "thread"}:
+            msg = f"offload must be 'thread' or None, got {offload!r}"
+            raise ValueError(msg)
+        self._sync = not is_async(handler)
+        if offload is not None and not self._sync:
+            msg = f"offload must be None for an async handler, got {offload!r}"
+            raise ValueError(msg)
+        self._handler: Callable[[Job], Any] = handler
+        self._limit = workers
+        self._retry = retry
+        self._timeout = timeout
+        self._dead_letters = dead_letters
+        self._plain = not self._sync and timeout is None
+        self._limiter = CapacityLimiter(math.inf)
+        self._queue: Channel[JobResult[R]] = Channel(buffer, f"jobs of {handler!r}")
+        self._home: Home | None = None
+        self._tasks: TaskGroup | None = None
+        self._workers: set[Worker] = set()
+        self._busy = 0
+        # Workers that hold a job but have to wait, because the group was made smaller.
+        self._turns: WaitingRoom[tuple[Any, None]] = WaitingRoom()
+        self._delayed: dict[JobResult[R], anyio.CancelScope] = {}
+        self._failures: WeakSet[Failure] = WeakSet()
+        self._closing = False
+        self._stopping = False
+        # Set when nothing is left to do, and when no task is left; made by who waits for that.
+        self._drained: anyio.Event | None = None
+        self._gone: anyio.Event | None = None
+        self._succeeded = self._failed = self._cancelled = self._retries = 0
+        self._leftover: list[Job] = []
+        self._returned = False
+
+    def __repr__(self) -> str:
+        return f"<WorkerGroup of {self._handler!r}: {self._busy} of {self._limit} running, {len(self._queue)} queued>"
+
+    async def __aenter__(self) -> Self:
+        if self._tasks is not None:
+            msg = "a WorkerGroup may only be entered once"
+            raise RuntimeError(msg)
+        self._home = current_home()
+        self._tasks = await anyio.create_task_group().__aenter__()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> bool | None:
+        assert self._tasks is not None
+        try:
+            if exc is None:
+                self._closing = True
+                await self._drain()
+        finally:
+            # After draining there are only idle workers to stop.
+            self._stop()
+            try:
+                if isinstance(exc, anyio.get_cancelled_exc_class() | BaseExceptionGroup):
+                    # It may be the task group's own cancellation, when a handler raised a KeyboardInterrupt, say.
+                    return await self._tasks.__aexit__(exc_type, exc, tb)
+                # Any other error goes on as it is: a task group would wrap it.
+                await self._tasks.__aexit__(None, None, None)
+            finally:
+                self._collect()
+                self._home = None
+                for failure in list(self._failures):
+                    failure.report()
+                if self._leftover and not self._returned:
+                    logger.warning("%r was stopped with %d jobs left over", self, len(self._leftover))
+        return None
+
+    # Submitting
+
+    async def submit(self, job: Job) -> Result[R]:
+        """Submit a job, waiting for room.
+
+        Args:
+            job: what the handler is called with.
+
+        Returns:
+            The result channel of the job.
+
+        Raises:
+            ClosedResourceError: the group is shutting down; jobs may then only be submitted by its own handlers.
+            RuntimeError: the group was not entered or belongs to another event loop; or the group is full and
+                every one of its handlers waits for room in it, this one included, so that room could never come.
+
+        Cancellation:
+            Atomic: if the call is cancelled, the job was not submitted. A call that need not wait is a
+            checkpoint only every so often, see :func:`set_checkpoint_interval`.
+        """
+        home = self._check_open()
+        if home.left <= 0:
+            await home.checkpoint()
+            self._check_open()
+        home.left -= 1
+        result: JobResult[R] = JobResult(home, self._cancel_job, job)
+        if not self._accept(result):
+            worker = self._check_progress()
+            try:
+                await self._queue.send(result)
+            finally:
+                if worker is not None:
+                    worker.blocked = False
+            self._ensure_worker()
+        return result
+
+    def submit_nowait(self, job: Job) -> Result[R]:
+        """Submit a job if there is room.
+
+        Args:
+            job: what the handler is called with.
+
+        Returns:
+            The result channel of the job.
+
+        Raises:
+            WouldBlock: the buffer is full and every worker is busy.
+            ClosedResourceError: the group is shutting down; jobs may then only be submitted by its own handlers.
+            RuntimeError: the group was not entered or belongs to another event loop.
+        """
+        result: JobResult[R] = JobResult(self._check_open(), self._cancel_job, job)
+        if not self._accept(result):
+            raise WouldBlock
+        return result
+
+    def _check_open(self) -> Home:
+        home = self._home
+        if home is None:
+            msg = "a WorkerGroup accepts jobs only inside of its `async with` block"
+            raise RuntimeError(msg)
+        if not (home.loop is running_loop() or home.here()):
+            msg = "this WorkerGroup belongs to another event loop"
+            raise RuntimeError(msg)
+        if self._closing:
+            worker = inside.get()
+            if self._stopping or worker is None or worker.group is not self:
+                msg = "the worker group is shutting down"
+                raise ClosedResourceError(msg)
+        return home
+
+    def _accept(self, result: JobResult[R]) -> bool:
+        """Take a job in, if there is a worker or room for it."""
+        queue = self._queue._state
+        if len(self._workers) < self._limit and not len(queue.buffer) and self._busy == len(self._workers):
+            self._start_worker(result)
+            return True
+        if not queue.put(result):
+            return False
+        self._ensure_worker()
+        return True
+
+    def _ensure_worker(self) -> None:
+        """Start a worker if there are jobs for one more."""
+        if self._stopping:
+            return
+        if len(self._workers) < self._limit and self._busy + len(self._queue._state.buffer) > len(self._workers):
+            self._start_worker(None)
+
+    def _start_worker(self, result: JobResult[R] | None) -> None:
+        assert self._tasks is not None
+        worker = Worker(self, result)
+        self._workers.add(worker)
+        if result is not None:
+            self._busy += 1
+            result.worker = worker
+        self._tasks.start_soon(self._work, worker, name=self._handler)
+
+    def _check_progress(self) -> Worker | None:
+        """Refuse to wait where it could never end: when every handler waits for room in its own group."""
+        worker = inside.get()
+        # Tasks that a handler started are not counted: nobody knows whether the handler waits for them.
+        if worker is None or worker.group is not self or worker.task != anyio.get_current_task().id:
+            return None
+        if len(self._workers) >= self._limit and all(other.blocked or other is worker for other in self._workers):
+            msg = (
+                "the worker group is full, and every one of its handlers waits to submit to it, which could never end; "
+                "use a larger buffer, submit_nowait, or another group for the jobs of jobs"
+            )
+            raise RuntimeError(msg)
+        worker.blocked = True
+        return worker
+
+    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> AsyncGenerator[R, None]:
+        """Handle jobs and iterate over what the handler returns for them.
+
+        At most `workers + buffer` jobs are taken from `jobs` ahead of what was iterated over, so an endless
+        source or large results are fine. When the iteration is left early, or ended by an error, the
+        jobs that are not finished are cancelled.
+
+        Args:
+            jobs: any iterable, asynchronous iterable or channel. An error that it raises comes after the
+                results of the jobs before.
+            ordered: True for the order of `jobs`, False for the order in which they finish.
+
+        Returns:
+            An asynchronous generator. It raises the error of the first job, in its order, that failed for good.
+
+        Raises:
+            TypeError: `jobs` is not iterable.
+            ClosedResourceError: the group is shutting down.
+            RuntimeError: the group was not entered or belongs to another event loop.
+
+        Cancellation:
+            Cancels the jobs that are not finished.
+        """
+        if not isinstance(jobs, Iterable | AsyncIterable):
+            msg = f"jobs must be an iterable or asynchronous iterable, got {jobs!r}"
+            raise TypeError(msg)
+        self._check_open()
+        return self._map(Mapping(self, jobs, ordered=ordered))
+
+    async def _map(self, mapping: Mapping[Job, R]) -> AsyncGenerator[R, None]:
+        assert self._tasks is not None
+        self._tasks.start_soon(mapping.feed, name="WorkerGroup.map")
+        try:
+            async for result in mapping.results:
+                mapping.window.receive_nowait()
+                value = await result
+                mapping.unfinished.remove(result)
+                yield value
+            if mapping.error is not None:
+                raise mapping.error
+        finally:
+            # Nothing here may wait: a generator that is dropped is closed where nobody can.
+            mapping.stop()
+
+    # Working
+
+    async def _work(self, worker: Worker) -> None:
+        inside.set(worker)
+        worker.task = anyio.get_current_task().id
+        try:
+            while not worker.retired and len(self._workers) <= self._limit:
+                try:
+                    with worker.scope:
+                        await self._serve(worker)
+                except EndOfStream:
+                    """The group was stopped or made smaller."""
+                self._put_down(worker)
+                if worker.spent:
+                    worker.spent = False
+                    worker.scope = anyio.CancelScope()
+        finally:
+            self._put_down(worker)
+            self._workers.remove(worker)
+            self._ensure_worker()
+            self._check_done()
+
+    async def _serve(self, worker: Worker) -> None:
+        """Handle one job after another, while this worker is wanted and its scope is not spent."""
+        while not worker.spent and len(self._workers) <= self._limit:
+            result = worker.result
+            if result is None:
+                worker.result = result = await self._queue.receive()
+                result.worker = worker
+                if self._delayed:
+                    # The task that put it back into the queue may not have run since.
+                    self._delayed.pop(result, None)
+                while self._busy >= self._limit:
+                    await self._wait_turn()
+                self._busy += 1
+                worker.running = True
+            if worker.retired:
+                return
+            while not result.done:
+                result._attempts += 1
+                try:
+                    value = await (self._handler(result.job) if self._plain else self._run(result))
+                except Exception as error:
+                    if await self._settle_failure(result, error):
+                        break
+                else:
+                    if not result.done:
+                        result._succeed(value)
+                        self._succeeded += 1
+            self._put_down(worker)
+
+    async def _run(self, result: JobResult[R]) -> R:
+        """Make an attempt in a thread or with a timeout."""
+        if self._sync:
+            value = await run_in_thread(
+                self._handler, result.job, self._limiter, timeout=self._timeout, expired=partial(self._expire, result)
+            )
+            if isawaitable(value):
+                msg = f"a handler that is not an async function must not return an awaitable, got {value!r}"
+                raise TypeError(msg)
+            return value
+        assert self._timeout is not None
+        with anyio.move_on_after(self._timeout):
+            return cast("R", await self._handler(result.job))
+        msg = f"the handler took longer than {self._timeout} s"
+        raise TimeoutError(msg)
+
+    async def _wait_turn(self) -> None:
+        """Wait, with a job in hand, until fewer handlers run; after the group was made smaller."""
+        assert self._home is not None
+        waiter = self._home.waiter()
+        self._turns.append((waiter, None))
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():
+                self._give_turn()
+            self._turns.leave()
+            raise
+
+    def _give_turn(self) -> None:
+        if self._busy < self._limit and self._turns.any_live():
+            self._turns.popleft()[0].set_result(None)
+
+    def _put_down(self, worker: Worker) -> None:
+        """Let a worker be done with its job, whatever became of it."""
+        result = worker.result
+        if result is None:
+            return
+        worker.result = result.worker = None
+        if worker.running:
+            worker.running = False
+            self._busy -= 1
+            if self._turns:
+                self._give_turn()
+        if not result.done and result not in self._delayed:
+            if worker.spent and not worker.retired:
+                self._end_cancelled(result)
+            else:
+                self._leave_over(result)
+        if self._drained is not None:
+            self._check_done()
+
+    def _expire(self, result: JobResult[R], error: TimeoutError) -> None:
+        """Fail a result when its time is over, though its thread goes on."""
+        if self._retry is None or result._attempts >= self._retry.attempts:
+            self._fail(result, error)
+
+    async def _settle_failure(self, result: JobResult[R], error: Exception) -> bool:
+        """Decide about a failed attempt; False if the worker should make another one."""
+        retry = self._retry
+        if retry is not None and not result.done:
+            try:
+                again = retry.wants(error, result._attempts)
+            except Exception as predicate_error:  # noqa: BLE001 -- it becomes the job's error, with the first as its context
+                error, again = predicate_error, False
+            if again:
+                self._retries += 1
+                wait = retry.backoff(result._attempts)
+                assert self._tasks is not None
+                if len(self._delayed) < self._queue.capacity:
+                    self._delayed[result] = anyio.CancelScope()
+                    self._tasks.start_soon(self._delay, result, wait, name="WorkerGroup.delay")
+                    return True
+                # So many wait already that one more would exceed the bound: this one keeps its worker.
+                await anyio.sleep(wait)
+                return False
+        if self._dead_letters is not None and (not result.done or result._failure_is(error)):
+            letter = DeadLetter(cast("Job", result.job), error, result._attempts)
+            try:
+                await self._dead_letters.send(letter)
+            except (BrokenResourceError, ClosedResourceError):
+                logger.exception("no dead letter channel for job %r, which failed with %r", result.job, error)
+        self._fail(result, error)
+        return True
+
+    async def _delay(self, result: JobResult[R], wait: float) -> None:
+        """Put a job back into the queue after a while."""
+        try:
+            with self._delayed[result]:
+                await anyio.sleep(wait)
+                if not result.done:
+                    await self._queue.send(result)
+                self._delayed.pop(result, None)
+                self._ensure_worker()
+        except ClosedResourceError:
+            """The group was stopped."""
+        finally:
+            if self._delayed.pop(result, None) is not None and not result.done:
+                self._leave_over(result)
+            self._check_done()
+
+    # Ending
+
+    def _cancel_job(self, result: JobResult[R]) -> None:
+        worker = result.worker
+        if worker is not None:
+            worker.spent = True
+            worker.scope.cancel()
+            if not self._sync:
+                # It is done when its handler has stopped.
+                return
+        elif result in self._delayed:
+            self._delayed[result].cancel()
+        self._end_cancelled(result)
+
+    def _end_cancelled(self, result: JobResult[R]) -> None:
+        result._end_cancelled()
+        self._cancelled += 1
+
+    def _leave_over(self, result: JobResult[R]) -> None:
+        self._leftover.append(cast("Job", result.job))
+        result._end_cancelled()
+
+    def _fail(self, result: JobResult[R], error: Exception) -> None:
+        failure = result._fail(error, f"job {result.job!r}")
+        if failure is not None:
+            self._failed += 1
+            self._failures.add(failure)
+
+    async def _drain(self) -> None:
+        """Wait until no job is left anywhere."""
+        while self._unfinished():
+            self._drained = anyio.Event()
+            await self._drained.wait()
+
+    def _unfinished(self) -> bool:
+        queue = self._queue._state
+        return bool(
+            len(queue.buffer)
+            or self._delayed
+            or queue.senders.any_live()
+            or any(worker.result is not None for worker in self._workers)
+        )
+
+    def _check_done(self) -> None:
+        if self._drained is not None and not self._unfinished():
+            self._drained.set()
+        if self._gone is not None and not self._workers and not self._delayed:
+            self._gone.set()
+
+    def _stop(self) -> None:
+        """Cancel whatever is not finished; what becomes of it is seen when its task ends."""
+        self._closing = self._stopping = True
+        self._queue._state.close()
+        for worker in self._workers:
+            worker.retired = worker.spent = True
+            worker.scope.cancel()
+        for scope in self._delayed.values():
+            scope.cancel()
+
+    def _collect(self) -> None:
+        """Count the jobs that never got to a worker among those left over."""
+        for result in self._queue._state.drain():
+            if not result.done:
+                self._leave_over(result)
+
+    async def shutdown(self, timeout: float | None = None) -> list[Job]:
+        """Stop accepting jobs, handle what was submitted for so long, then cancel the rest.
+
+        Jobs that the group's own handlers submit meanwhile are still accepted. A sync handler in a thread can't be
+        cancelled and is waited for.
+
+        Args:
+            timeout: seconds for draining, at least 0; None for no bound.
+
+        Returns:
+            The jobs that were not finished, of which the results raise ResultCancelledError.
+
+        Raises:
+            ValueError: `timeout` is negative.
+            RuntimeError: called by a handler of the group itself, or the group was not entered.
+
+        Cancellation:
+            The group goes on to accept no jobs. Leaving its block stops what is left.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        worker = inside.get()
+        if self._home is None or (worker is not None and worker.group is self):
+            msg = "shutdown must be called inside of the group's block, and not by one of its handlers"
+            raise RuntimeError(msg)
+        self._closing = True
+        with anyio.move_on_after(timeout):
+            await self._drain()
+        self._stop()
+        while self._workers or self._delayed:
+            self._gone = anyio.Event()
+            await self._gone.wait()
+        self._collect()
+        self._returned = True
+        return list(self._leftover)
+
+    @property
+    def leftover(self) -> tuple[Job, ...]:
+        """The jobs that were accepted but not finished when the group was stopped."""
+        return tuple(self._leftover)
+
+    def resize(self, workers: int) -> None:
+        """Change how many handlers may run at the same time.
+
+        Making the group smaller interrupts nothing: no handler starts until few enough run.
+
+        Args:
+            workers: at least 1.
+
+        Raises:
+            ValueError: `workers` is less than 1.
+            TypeError: `workers` is not an int.
+        """
+        check_count("workers", workers, 1)
+        self._limit = workers
+        receivers = self._queue._state.receivers
+        for _ in range(len(self._workers) - workers):
+            if not receivers.any_live():
+                break
+            # Idle ones leave at once, the others after their job.
+            receivers.popleft()[0].set_result(EndOfStream)
+        for _ in range(workers - self._busy):
+            self._give_turn()
+        while (count := len(self._workers)) < workers and self._home is not None:
+            self._ensure_worker()
+            if len(self._workers) == count:
+                break
+
+    def statistics(self) -> WorkerStatistics:
+        """Count jobs, and how many handlers run."""
+        queue = self._queue.statistics()
+        return WorkerStatistics(
+            workers=self._limit,
+            running=self._busy,
+            queued=queue.current_buffer_used,
+            delayed=len(self._delayed),
+            submitters_waiting=queue.tasks_waiting_send,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            cancelled=self._cancelled,
+            retries=self._retries,
+        )
+
+
+class Mapping(Generic[Job, R]):
+    """One `WorkerGroup.map`: what its feeding task and its iterating task share."""
+
+    def __init__(self, group: WorkerGroup[Job, R], jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool) -> None:
+        self.group = group
+        self.jobs = jobs
+        self.ordered = ordered
+        # An item for each job between its submission and the iteration over its result.
+        self.window: Channel[None] = Channel(group._limit + group._queue.capacity, "window of a map")
+        self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
+        self.unfinished: set[Result[R]] = set()
+        self.error: Exception | None = None
+        self._scope = anyio.CancelScope()
+        self._stopped = False
+        self._coming = 1
+
+    async def feed(self) -> None:
+        """Submit the jobs."""
+        with self._scope:
+            try:
+                if isinstance(self.jobs, AsyncIterable):
+                    async for job in self.jobs:
+                        await self._submit(job)
+                else:
+                    for job in self.jobs:
+                        await self._submit(job)
+            except Exception as error:  # noqa: BLE001 -- the iterating task raises it
+                self.error = error
+            self._came()
+
+    async def _submit(self, job: Job) -> None:
+        await self.window.send(None)
+        if self._stopped:
+            # Neither of these sends need have been a checkpoint.
+            await anyio.lowlevel.checkpoint()
+        result = await self.group.submit(job)
+        self.unfinished.add(result)
+        if self.ordered:
+            self.results.send_nowait(result)
+        else:
+            self._coming += 1
+            result._when_done(self._came)
+
+    def _came(self, result: Result[R] | None = None) -> None:
+        if result is not None:
+            self.results.send_nowait(result)
+        self._coming -= 1
+        if not self._coming:
+            self.results.close()
+
+    def stop(self) -> None:
+        """Stop submitting, and cancel what is not finished."""
+        self._stopped = True
+        self._scope.cancel()
+        for result in self.unfinished:
+            result.cancel()
