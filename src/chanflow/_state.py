@@ -127,12 +127,12 @@ def check_count(argument: str, value: object, least: int, *, infinite: bool = Fa
 class Bridge(Protocol):
     """What a channel that threads use asks of their side."""
 
-    def settle(self) -> None:
-        """Let in what threads have sent, and take back the room that was lent to them."""
+    def return_room(self) -> None:
+        """Give the channel the room back that was lent to threads, and what they sent."""
         ...
 
-    def reclaim(self) -> None:
-        """Settle, and take back the items that were set aside for threads."""
+    def return_items(self) -> None:
+        """Give the channel the items back that were reserved for threads, and what they sent."""
         ...
 
     def closed(self) -> None:
@@ -339,7 +339,7 @@ class ChannelState(Generic[T]):
         """Look for room where there seems to be none: with the threads, or by dropping the oldest item."""
         self.check_sending()
         if self.bridge is not None:
-            self.bridge.settle()
+            self.bridge.return_room()
             if len(self.buffer) - self.reserved < self.room:
                 return True
         if self.overflow != "drop_oldest":
@@ -368,7 +368,7 @@ class ChannelState(Generic[T]):
     def can_put(self) -> bool:
         """Tell whether `put` would not refuse: it accepts, drops or raises."""
         if self.bridge is not None:
-            self.bridge.settle()
+            self.bridge.return_room()
         return (
             len(self.buffer) - self.reserved < self.room
             or self.room == NO_ROOM
@@ -396,7 +396,7 @@ class ChannelState(Generic[T]):
         """Tell whether there is an item for a newcomer: in the buffer, or with a parked sender."""
         if self.bridge is not None:
             # From here on no thread takes anything either.
-            self.bridge.reclaim()
+            self.bridge.return_items()
         return len(self.buffer) > self.reserved or self.senders.any_live()
 
     def take(self) -> T:
@@ -468,7 +468,7 @@ class ChannelState(Generic[T]):
     def drain(self) -> list[T]:
         """Take what is in the buffer and not reserved."""
         if self.bridge is not None:
-            self.bridge.reclaim()
+            self.bridge.return_items()
         items = [self.buffer.popleft() for _ in range(len(self.buffer) - self.reserved)]
         self.refill()
         return items
@@ -497,7 +497,8 @@ class ChannelState(Generic[T]):
             return
         if self.bridge is not None:
             # What threads have sent before comes before the end.
-            self.bridge.reclaim()
+            self.bridge.return_room()
+            self.bridge.return_items()
         self.closed = True
         self.room = NO_ROOM
         self.open_senders = 0
@@ -510,7 +511,8 @@ class ChannelState(Generic[T]):
     def break_off(self) -> None:
         """Close for receiving: nobody is going to take what is in the channel."""
         if self.bridge is not None:
-            self.bridge.reclaim()
+            self.bridge.return_room()
+            self.bridge.return_items()
         self.broken = True
         self.room = NO_ROOM
         unread = len(self.buffer) - self.reserved
@@ -531,7 +533,7 @@ class ChannelState(Generic[T]):
     def count_free(self) -> int:
         """Count the items that a newcomer may have from the buffer."""
         if self.bridge is not None and self.home.here():
-            self.bridge.reclaim()
+            self.bridge.return_items()
         return len(self.buffer) - self.reserved
 
     def statistics(self) -> ChannelStatistics:

@@ -146,7 +146,9 @@ class ThreadChannel(Generic[T]):
                 self._lending = True
                 request = Request(item)
                 self._sending.append(request)
-            self._schedule()
+            wake = self._schedule()
+        if wake:
+            self._wake()
         if request is not None:
             self._wait(request, None, receiving=False)
 
@@ -178,14 +180,21 @@ class ThreadChannel(Generic[T]):
             if self._claims:
                 self._claims -= 1
                 self._taken += 1
-                if not self._claims:
-                    self._schedule()
-                return self._state.buffer.popleft()
-            if self._ended:
+                item = self._state.buffer.popleft()
+                if self._claims or not self._schedule():
+                    return item
+                request = None
+            elif self._ended:
                 raise self._end_error()
-            request = Request()
-            self._receiving.append(request)
-            self._schedule()
+            else:
+                request = Request()
+                self._receiving.append(request)
+                wake = self._schedule()
+        if request is None:
+            self._wake()
+            return item
+        if wake:
+            self._wake()
         self._wait(request, timeout, receiving=True)
         return request.item  # type: ignore[no-any-return] # set by whoever finished it
 
@@ -194,8 +203,9 @@ class ThreadChannel(Generic[T]):
         with self._lock:
             self._closing = True
             self._refusal = self._refusal or ClosedResourceError
-            if not self._ended:
-                self._schedule()
+            wake = not self._ended and self._schedule()
+        if wake:
+            self._wake()
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -228,11 +238,16 @@ class ThreadChannel(Generic[T]):
     def _end_error(self) -> Exception:
         return BrokenResourceError(f"the event loop of {self._state} has ended")
 
-    def _schedule(self) -> None:
-        """Have the loop pump, unless it is going to anyway."""
-        if self._scheduled:
-            return
+    def _schedule(self) -> bool:
+        """Tell, under the lock, whether the loop has to be woken to pump: the caller does it without the lock.
+
+        Waking is a system call, after which the loop's thread would only find the lock taken.
+        """
+        wake = not self._scheduled
         self._scheduled = True
+        return wake
+
+    def _wake(self) -> None:
         try:
             self._home.call_soon(self._pump)
         except RuntimeError:
@@ -250,11 +265,14 @@ class ThreadChannel(Generic[T]):
                     with self._lock:
                         request.finish(TimeoutError)
         except BaseException:
+            wake = False
             with self._lock:
                 if receiving and request.outcome is None:
                     self._returned.append(request.item)
-                    self._schedule()
+                    wake = self._schedule()
                 request.finish(TimeoutError)
+            if wake:
+                self._wake()
             raise
         if request.outcome is TimeoutError:
             msg = f"nothing to receive from {self._state} within {timeout} s"
@@ -270,7 +288,7 @@ class ThreadChannel(Generic[T]):
             self._scheduled = False
             if self._ended:
                 return
-            self.settle()
+            self.return_room()
             self._serve_senders()
             if self._closing:
                 self._state.close()
@@ -334,26 +352,33 @@ class ThreadChannel(Generic[T]):
                 request.item = self._state.redeem()
             request.finish(outcome)
 
-    def settle(self) -> None:
-        """Let in what threads have sent, and take back the room that was lent to them."""
+    def _settle(self) -> None:
+        """Let in what threads have sent, and account for what they took."""
         state = self._state
-        with self._lock:
-            state.reserved -= self._taken
-            if state.room >= 0:
-                state.room += self._taken + self._credits + len(self._inbox)
-            self._taken = self._credits = 0
-            if self._returned:
-                # They came before all that is there.
-                later = [state.buffer.popleft() for _ in range(len(state.buffer))]
-                state.buffer.extend([*self._returned, *later])
-                self._returned.clear()
-            state.put_many(self._inbox)
-            state.refill()
+        state.reserved -= self._taken
+        if state.room >= 0:
+            state.room += self._taken + len(self._inbox)
+        self._taken = 0
+        if self._returned:
+            # They came before all that is there.
+            later = [state.buffer.popleft() for _ in range(len(state.buffer))]
+            state.buffer.extend([*self._returned, *later])
+            self._returned.clear()
+        state.put_many(self._inbox)
+        state.refill()
 
-    def reclaim(self) -> None:
-        """Settle, and take back the items that were reserved for threads."""
+    def return_room(self) -> None:
+        """Give the channel the room back that was lent to threads, and what they sent."""
         with self._lock:
-            self.settle()
+            self._settle()
+            if self._state.room >= 0:
+                self._state.room += self._credits
+            self._credits = 0
+
+    def return_items(self) -> None:
+        """Give the channel the items back that were reserved for threads, and what they sent."""
+        with self._lock:
+            self._settle()
             if self._state.room >= 0:
                 self._state.room += self._claims
             claims, self._claims = self._claims, 0
@@ -369,7 +394,8 @@ class ThreadChannel(Generic[T]):
         with self._lock:
             if self._ended:
                 return
-            self.reclaim()
+            self.return_room()
+            self.return_items()
             self._ended = True
             for request in (*self._sending, *self._receiving):
                 request.finish(BrokenResourceError)
