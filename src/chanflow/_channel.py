@@ -230,12 +230,7 @@ class Receiving(Side[T_co], ObjectReceiveStream[T_co]):
         # The quick path of `receive`, again: one more coroutine for each item would make iteration the slower way.
         state = self._open
         home = state.home
-        if (
-            home.loop is running_loop()
-            and home.left > 0
-            and not state.senders
-            and len(state.buffer) > state.reserved
-        ):
+        if home.loop is running_loop() and home.left > 0 and not state.senders and len(state.buffer) > state.reserved:
             home.left -= 1
             return state.buffer.popleft()
         try:

@@ -1,0 +1,53 @@
+"""What all tests share: both backends under virtual time, every kind of capacity, both ways to the buffer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import trio.testing
+
+from chanflow import _state
+from chanflow._channel import Channel
+from tests.virtual_time import VirtualTimeLoop
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--public-calls",
+        action="store_true",
+        help="go to the buffer through the anyio stream's public calls, as if its deque could not be reached",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--public-calls"):
+        _state.reach_buffer = _state.PublicBuffer
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    if request.param == "asyncio":
+        return "asyncio", {"loop_factory": VirtualTimeLoop}
+    return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
+
+
+@pytest.fixture(params=[0, 1, 2, 10, math.inf], ids="capacity={}".format)
+def capacity(request: pytest.FixtureRequest) -> float:
+    return request.param
+
+
+@pytest.fixture
+def backend(anyio_backend: tuple[str, dict[str, Any]]) -> str:
+    return anyio_backend[0]
+
+
+def at_rest(channel: Channel[Any]) -> bool:
+    """Tell whether nobody waits on a channel, nothing is reserved, and no item is unaccounted for."""
+    state = channel._state
+    figures = channel.statistics()
+    return (
+        figures.tasks_waiting_send == figures.tasks_waiting_receive == state.reserved == 0
+        and figures.sent == figures.received + figures.dropped + figures.current_buffer_used
+    )
