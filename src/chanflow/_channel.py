@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
@@ -23,18 +23,20 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
-open_from_thread: Callable[[ChannelState[Any]], Any] | None = None
-"""Set by `_threads`, which stands above this module."""
+
+def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
+    """Be replaced by `_threads`, which stands above this module."""
+    raise NotImplementedError
 
 
-class Side(Generic[T]):
+class Side:
     """What channels and their ends have in common."""
 
-    _state: ChannelState[T]
+    _state: ChannelState[Any]
     # What operations go to: the state, or from this end's closing on something that refuses them.
-    _open: ChannelState[T]
+    _open: ChannelState[Any]
 
-    def __init__(self, state: ChannelState[T]) -> None:
+    def __init__(self, state: ChannelState[Any]) -> None:
         self._state = self._open = state
 
     @property
@@ -66,8 +68,10 @@ class Side(Generic[T]):
         return self._state.statistics()
 
 
-class Sending(Side[T_contra], ObjectSendStream[T_contra]):
+class Sending(Side, ObjectSendStream[T_contra]):
     """The sending half of a channel."""
+
+    _open: ChannelState[T_contra]
 
     async def send(self, item: T_contra) -> None:
         """Send one item, waiting for room.
@@ -174,8 +178,10 @@ class Sending(Side[T_contra], ObjectSendStream[T_contra]):
             pending.popleft()
 
 
-class Receiving(Side[T_co], ObjectReceiveStream[T_co]):
+class Receiving(Side, ObjectReceiveStream[T_co]):
     """The receiving half of a channel."""
+
+    _open: ChannelState[T_co]
 
     async def receive(self) -> T_co:
         """Receive the next item, waiting for one.
@@ -326,9 +332,10 @@ class Receiving(Side[T_co], ObjectReceiveStream[T_co]):
         return state.can_take() or state.closed or state.broken
 
     def _take(self) -> T_co:
-        if not self._open.can_take():
-            self._open.check_receiving()
-        return self._open.take()
+        state = self._open
+        if not state.can_take():
+            state.check_receiving()
+        return state.take()
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         self._open.home = home
@@ -340,7 +347,7 @@ class Receiving(Side[T_co], ObjectReceiveStream[T_co]):
     def _redeem(self, outcome: type[Exception] | None) -> T_co:
         if outcome is not None:
             raise self._state.error(outcome)
-        return self._state.redeem()
+        return cast("T_co", self._state.redeem())
 
     def _release(self, outcome: type[Exception] | None) -> bool:
         if outcome is None:
@@ -365,7 +372,8 @@ class Channel(Sending[T], Receiving[T]):
             receiver; n for a buffer of n; `math.inf` for no bound. At least 0.
         name: for errors and logs.
         overflow: what sending into a full channel does: "block" waits for room, "drop_newest" drops the item
-            that is being sent, "drop_oldest" the one that has waited for longest. The statistics count what was dropped.
+            that is being sent, "drop_oldest" the one that has waited for longest. The statistics
+            count what was dropped.
 
     Raises:
         ValueError: `capacity` is negative, or 0 with "drop_oldest"; `overflow` is unknown.
@@ -441,7 +449,6 @@ class Channel(Sending[T], Receiving[T]):
         Raises:
             RuntimeError: called outside of asyncio and trio, or the channel belongs to another event loop.
         """
-        assert open_from_thread is not None
         return open_from_thread(self._state)
 
     def __enter__(self) -> Self:
@@ -453,7 +460,7 @@ class Channel(Sending[T], Receiving[T]):
         self.close()
 
 
-class End(Side[T]):
+class End(Side):
     """What the two kinds of ends have in common: each clone is closed for itself."""
 
     def clone(self) -> Self:
@@ -475,7 +482,7 @@ class End(Side[T]):
         """
         if self._open is self._state:
             self._state.check()
-            self._open = cast("ChannelState[T]", ClosedEnd(self._state))
+            self._open = cast("ChannelState[Any]", ClosedEnd(self._state))
             self._close_side()
 
     async def aclose(self) -> None:
@@ -504,7 +511,7 @@ class End(Side[T]):
         warnings.warn(f"Unclosed <{type(self).__name__} at {id(self):x}>", ResourceWarning, stacklevel=2, source=self)
 
 
-class SendChannel(End[T_contra], Sending[T_contra]):
+class SendChannel(End, Sending[T_contra]):
     """The sending end of a channel, Go's `chan<-`; takes the place of anyio's `MemoryObjectSendStream`.
 
     Close each clone, best with `with`: the channel closes when the last one is closed. One that is
@@ -522,7 +529,7 @@ class SendChannel(End[T_contra], Sending[T_contra]):
             self._warn_unclosed()
 
 
-class ReceiveChannel(End[T_co], Receiving[T_co]):
+class ReceiveChannel(End, Receiving[T_co]):
     """The receiving end of a channel, Go's `<-chan`; takes the place of anyio's `MemoryObjectReceiveStream`.
 
     Close each clone, best with `with`: senders get BrokenResourceError when the last one is closed.

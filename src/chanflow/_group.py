@@ -10,7 +10,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Generic, Self, TypeVar, TypeVarTuple
 
 import anyio
 from anyio import BrokenResourceError, WouldBlock
@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from chanflow._channel import Channel
 from chanflow._park import Home, Waiter, current_home, running_loop
-from chanflow._state import ChannelState, Outcome, WaitingRoom, check_count
+from chanflow._state import Outcome, WaitingRoom, check_count
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 
@@ -80,9 +80,9 @@ PENDING: Any = object()
 class Result(Generic[T_co]):
     """What a task will give: a receive-only channel of one item.
 
-    `await result` gives the value or raises the task's error, as often as it is awaited and to any number of tasks. As a
-    channel, with `receive` or as a case of `select`, it gives its one item once and is closed then. Results are made by
-    `Group.go` and `WorkerGroup.submit`.
+    `await result` gives the value or raises the task's error, as often as it is awaited and to any number of tasks.
+    As a channel, with `receive` or as a case of `select`, it gives its one item once and is closed then. Results are
+    made by `Group.go` and `WorkerGroup.submit`.
     """
 
     __slots__ = ("__weakref__", "_attempts", "_cancel", "_channel", "_failure", "_home", "_value", "_waiting")
@@ -282,8 +282,8 @@ class Group:
     an ExceptionGroup of what failed, each error once. An error in the block itself does the same.
 
     Args:
-        limit: how many tasks may run at the same time, at least 1; None for no bound. The others wait for their turn in the
-            order in which they came.
+        limit: how many tasks may run at the same time, at least 1; None for no bound. The others wait for their turn
+            in the order in which they came.
 
     Raises:
         ValueError: `limit` is less than 1.
@@ -315,7 +315,7 @@ class Group:
         self._tasks = await anyio.create_task_group().__aenter__()
         return self
 
-    def go(self, fn: Callable[[Unpack[Ts]], Awaitable[T]], /, *args: Unpack[Ts]) -> Result[T]:
+    def go(self, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts) -> Result[T]:
         """Start a task: Go's `go` statement. It never waits: above the limit, the task waits for its turn instead.
 
         Args:
@@ -362,7 +362,7 @@ class Group:
                 awaitable = fn(*args)
                 if not isawaitable(awaitable):
                     msg = f"fn must be an async function, but {fn!r} returned {awaitable!r}"
-                    raise TypeError(msg)
+                    raise TypeError(msg)  # noqa: TRY301 -- it fails the task, like an error of its own
                 result._succeed(await awaitable)
         except Exception as error:
             failure = result._fail(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter, to_thread
@@ -56,6 +56,7 @@ async def run_in_thread(
         late.append(TimeoutError(f"the call took longer than {timeout} s"))
         expired(late[0])
 
+    value: Any = None
     failed: Exception | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
@@ -68,4 +69,4 @@ async def run_in_thread(
         raise late[0] from failed
     if failed is not None:
         raise failed
-    return value
+    return cast("T", value)

@@ -17,15 +17,14 @@ import sys
 import threading
 import types
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import suppress
-from functools import partial
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
 
 # The public `get_running_loop` raises where there is none; this one returns None, and is documented for
 # event loop implementers.
 from asyncio import _get_running_loop as running_loop
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import suppress
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 __all__ = [
     "NOWHERE",
@@ -201,7 +200,7 @@ class AsyncioHome(Home):
 
     __slots__ = ()
 
-    loop: asyncio.AbstractEventLoop
+    loop: asyncio.AbstractEventLoop  # pyright: ignore[reportIncompatibleVariableOverride] # never assigned again
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop, loop.create_future)
@@ -352,7 +351,10 @@ class Nowhere(Home):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(self, partial(AssertionError, "no event loop"))
+        super().__init__(self, self._no_waiter)
+
+    def _no_waiter(self) -> TaskWaiter:
+        raise AssertionError
 
     def here(self) -> bool:
         return False
@@ -360,7 +362,8 @@ class Nowhere(Home):
     def ended(self) -> bool:
         return True
 
-    checkpoint = wait = time = call_soon = None  # type: ignore[assignment] # nobody is ever here to call them
+    # Nobody is ever here to call them.
+    checkpoint = wait = time = call_soon = _no_waiter  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
 
 
 NOWHERE = Nowhere()

@@ -27,7 +27,7 @@ T4 = TypeVar("T4")
 T5 = TypeVar("T5")
 
 # Our own generator, so that a program that seeds `random` stays reproducible. Not for security.
-random: Callable[[], float] = Random().random
+random: Callable[[], float] = Random().random  # noqa: S311 -- said above
 
 
 class Selectable(Protocol[T_co]):
@@ -61,7 +61,7 @@ class Selectable(Protocol[T_co]):
 class Case(NamedTuple, Generic[T_co]):
     """What happened in a `select`."""
 
-    index: int
+    index: int  # type: ignore[assignment] # pyright: ignore[reportIncompatibleMethodOverride] # not a tuple to search
     """The place of the case among the arguments, from 0."""
     channel: Any
     """The channel, result or timer of the case; of a `Send`, its channel."""
@@ -76,7 +76,8 @@ class Send(Generic[T_contra]):
     """Sending an item, as a case of `select`.
 
     Args:
-        channel: a `Channel` or `SendChannel`. If it is closed or broken when the case is chosen, `select` raises as `send` would.
+        channel: a `Channel` or `SendChannel`. If it is closed or broken when the case is chosen,
+            `select` raises as `send` would.
         item: any object; handed over by reference, and only if this case happens.
 
     Raises:
@@ -140,7 +141,7 @@ class Timer:
     def _leave(self) -> None:
         """Nothing was joined."""
 
-    def _join(self, waiter: Waiter, home: Home) -> None:
+    def _join(self, _waiter: Waiter, _home: Home) -> None:
         """Nobody wakes it: `select` looks at the time."""
 
 
@@ -156,10 +157,11 @@ class After(Timer):
         due, self._due = self._due, math.inf
         return due
 
-    def _redeem(self, outcome: Outcome) -> float:
+    def _redeem(self, _outcome: Outcome) -> float:
+        # Nobody wakes it.
         raise AssertionError
 
-    def _release(self, outcome: Outcome) -> bool:
+    def _release(self, _outcome: Outcome) -> bool:
         raise AssertionError
 
 
@@ -167,7 +169,8 @@ def after(seconds: float) -> After:
     """Make a case that becomes ready once, so many seconds from now; no task is started for it.
 
     Args:
-        seconds: at least 0, `math.inf` for never. They count from this call, so that one `after` can bound a whole loop of selects.
+        seconds: at least 0, `math.inf` for never. They count from this call, so that one `after` can
+            bound a whole loop of selects.
 
     Returns:
         A case for `select`, whose item is the time on the event loop's clock at which it was due.
@@ -208,17 +211,17 @@ class Ticker(Timer):
         self._due = due + self._interval
         return due
 
-    def _join(self, waiter: Waiter, home: Home) -> None:
+    def _join(self, waiter: Waiter, _home: Home) -> None:
         self._room.append((waiter, None))
 
     def _leave(self) -> None:
         self._room.leave()
 
-    def _redeem(self, outcome: Outcome) -> float:
+    def _redeem(self, _outcome: Outcome) -> float:
         # It is woken only by `close`.
         return self._take()
 
-    def _release(self, outcome: Outcome) -> bool:
+    def _release(self, _outcome: Outcome) -> bool:
         return True
 
     def close(self) -> None:
@@ -302,11 +305,11 @@ def choose(cases: Cases, *, priority: bool) -> int | None:
     return ready[0] if ready else None
 
 
-def happen(index: int, case: Selectable[Any], operation: Callable[[], Any]) -> Case[Any]:
-    """Make a case happen and tell what happened."""
+def happen(index: int, case: Selectable[Any], operation: Callable[..., Any], *args: Any) -> Case[Any]:
+    """Finish a case and tell what happened."""
     channel = case.channel if isinstance(case, Send) else case
     try:
-        return Case(index, channel, operation(), closed=False)
+        return Case(index, channel, operation(*args), closed=False)
     except EndOfStream:
         return Case(index, channel, None, closed=True)
 
@@ -341,7 +344,8 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
 
     Args:
         cases: what to wait for.
-        priority: among several that are ready, False takes each with the same chance, True the first in the order given.
+        priority: among several that are ready, False takes each with the same chance, True the first in the order
+            given.
 
     Returns:
         What happened, with the place, channel and item.
@@ -391,14 +395,14 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
                 index, outcome = woken
                 winner = cases[index]
                 if not winner._release(outcome) and home.defer_cancellation(exc):
-                    return happen(index, winner, lambda: None)
+                    return happen(index, winner, winner._redeem, None)
             raise
         # Pass 3: leave those that didn't happen.
         leave_losers(cases, woken)
         if woken is not TIMED_OUT:
             index, outcome = woken
             winner = cases[index]
-            return happen(index, winner, lambda: winner._redeem(outcome))
+            return happen(index, winner, winner._redeem, outcome)
 
 
 def leave_losers(cases: Cases, woken: Any) -> None:
@@ -426,7 +430,8 @@ def select_nowait(*cases: Selectable[Any] | None, priority: bool = False) -> Cas
 
     Args:
         cases: what to look at, as for `select`.
-        priority: among several that are ready, False takes each with the same chance, True the first in the order given.
+        priority: among several that are ready, False takes each with the same chance, True the first in the order
+            given.
 
     Returns:
         What happened, with the place, channel and item.

@@ -214,6 +214,24 @@ class ChannelState(Generic[T]):
         "sent",
     )
 
+    buffer: Buffer[T]
+    capacity: float
+    name: str | None
+    overflow: Overflow
+    home: Home
+    room: int
+    """How many unreserved items may be in the buffer for one more to be let in."""
+    reserved: int
+    receivers: WaitingRoom[tuple[Waiter, object]]
+    senders: WaitingRoom[tuple[Waiter, object, T]]
+    sent: int
+    dropped: int
+    open_senders: int
+    open_receivers: int
+    closed: bool
+    broken: bool
+    bridge: Bridge | None
+
     def __init__(self, capacity: float, name: str | None, overflow: Overflow) -> None:
         check_count("capacity", capacity, 0, infinite=True)
         if overflow not in OVERFLOWS:
@@ -230,14 +248,13 @@ class ChannelState(Generic[T]):
         self.capacity = capacity
         self.name = name
         self.overflow = overflow
-        self.home: Home = NOWHERE
-        # How many unreserved items may be in the buffer for one more to be let in: what the quickest check
-        # of a send compares with. It is the capacity until a side closes or threads borrow from it.
+        self.home = NOWHERE
+        # The capacity, until a side closes or threads borrow from it.
         self.room = sys.maxsize if capacity == math.inf else int(capacity)
         self.reserved = 0
         # Each waits with the end it came through, a sender also with its item.
-        self.receivers: WaitingRoom[tuple[Waiter, object]] = WaitingRoom()
-        self.senders: WaitingRoom[tuple[Waiter, object, T]] = WaitingRoom()
+        self.receivers = WaitingRoom()
+        self.senders = WaitingRoom()
         self.sent = 0
         self.dropped = 0
         # The channel itself is the first end of each side, until that end is asked for.
@@ -245,7 +262,7 @@ class ChannelState(Generic[T]):
         self.open_receivers = 1
         self.closed = False
         self.broken = False
-        self.bridge: Bridge | None = None
+        self.bridge = None
 
     def __str__(self) -> str:
         return f"channel {self.name!r}" if self.name is not None else f"channel at {id(self):#x}"

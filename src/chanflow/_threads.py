@@ -1,15 +1,16 @@
 """Channels from threads.
 
-Only the event loop's own thread changes the state of a channel. Threads exchange items with it in batches, under a lock:
-what they send goes into an inbox, for which the channel has lent them room beforehand, and what they may receive
-is reserved for them in the buffer, from which they take it themselves. The loop is woken once for a batch, to pump. The loop's side takes
-back what was lent whenever it finds no room, or no item, for itself.
+Only the event loop's own thread changes the state of a channel. Threads exchange items with it in batches, under
+a lock: what they send goes into an inbox, for which the channel has lent them room beforehand, and what they may
+receive is reserved for them in the buffer, from which they take it themselves. The loop is woken once for a batch,
+to pump. The loop's side takes back what was lent whenever it finds no room, or no item, for itself.
 """
 
 # Invariants, while the channel is open:
 # 1. Free items in the buffer + claims + inbox + credits <= capacity.
 # 2. The buffer holds an item for each claim, so that taking one in a thread can't fail.
-# 3. A thread that waits has a request in one of the two queues here, with a pump scheduled, or a place in a waiting room.
+# 3. A thread that waits has a request in one of the two queues here, with a pump scheduled, or a place in a
+#    waiting room of the channel.
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar, cast
 from weakref import WeakMethod
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
@@ -176,27 +177,26 @@ class ThreadChannel(Generic[T]):
             msg = f"timeout must be >= 0, got {timeout}"
             raise ValueError(msg)
         self._check_thread()
+        request = Request()
+        wake = False
         with self._lock:
             if self._claims:
                 self._claims -= 1
                 self._taken += 1
-                item = self._state.buffer.popleft()
-                if self._claims or not self._schedule():
-                    return item
-                request = None
+                request.item = self._state.buffer.popleft()
+                request.finish(None)
+                if not self._claims:
+                    wake = self._schedule()
             elif self._ended:
                 raise self._end_error()
             else:
-                request = Request()
                 self._receiving.append(request)
                 wake = self._schedule()
-        if request is None:
-            self._wake()
-            return item
         if wake:
             self._wake()
-        self._wait(request, timeout, receiving=True)
-        return request.item  # type: ignore[no-any-return] # set by whoever finished it
+        if not request.done():
+            self._wait(request, timeout, receiving=True)
+        return cast("T", request.item)
 
     def close(self) -> None:
         """Close the channel for sending, after what was sent before; Go's `close`. Closing again does nothing."""

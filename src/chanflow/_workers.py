@@ -37,7 +37,7 @@ Job = TypeVar("Job")
 R = TypeVar("R")
 
 logger = logging.getLogger("chanflow")
-uniform = Random().uniform
+uniform = Random().uniform  # noqa: S311 -- not for security
 """Of our own generator, so that a program that seeds `random` stays reproducible."""
 
 
@@ -113,7 +113,7 @@ class Retry:
         # The power overflows long after the bound is reached.
         exponent = min(attempts - 1, 1000 / max(1.0, math.log2(self.factor)))
         wait = min(self.delay * self.factor**exponent, self.max_delay)
-        return wait * (1 - uniform(0, self.jitter))
+        return float(wait * (1 - uniform(0, self.jitter)))
 
 
 class DeadLetter(NamedTuple, Generic[Job]):
@@ -182,8 +182,8 @@ inside: ContextVar[Worker | None] = ContextVar("inside", default=None)
 class WorkerGroup(Generic[Job, R]):
     """A bounded number of workers that handle jobs, with a result channel for each job.
 
-    Jobs are started in the order in which they were submitted. A job that fails fails its result, not the group, and a failure
-    that nobody looks at is logged. Leaving the block normally handles all that was submitted first. Leaving it
+    Jobs are started in the order in which they were submitted. A job that fails fails its result, not the group, and
+    a failure that nobody looks at is logged. Leaving the block normally handles all that was submitted first. Leaving it
     by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
 
     Args:
@@ -191,8 +191,9 @@ class WorkerGroup(Generic[Job, R]):
         workers: how many handlers may run at the same time, at least 1.
         buffer: how many jobs may wait for a worker before submitting waits, at least 0; `math.inf` for no bound.
         retry: when to attempt a failed job again; None for never.
-        timeout: seconds that each attempt may take, greater than 0; None for no bound. The attempt then fails with TimeoutError.
-        dead_letters: where to send jobs that failed for good, as `DeadLetter`; with its back-pressure. None for nowhere.
+        timeout: seconds that each attempt may take, greater than 0; None for no bound. The attempt then fails with
+            TimeoutError.
+        dead_letters: where to send jobs that failed for good, as `DeadLetter`, with its back-pressure; or None.
         offload: where a sync handler runs; only "thread" so far. None chooses by the kind of handler.
 
     Raises:
@@ -278,23 +279,28 @@ class WorkerGroup(Generic[Job, R]):
             if exc is None:
                 self._closing = True
                 await self._drain()
+        except BaseException as error:
+            await self._end(error)
+            raise
+        return await self._end(exc)
+
+    async def _end(self, error: BaseException | None) -> bool | None:
+        """Stop what still runs and wait for it; after draining, that is only idle workers."""
+        assert self._tasks is not None
+        self._stop()
+        try:
+            # A task group would wrap an error, which had better go on as it is. But a cancellation may be the task
+            # group's own, when a handler raised a KeyboardInterrupt, say.
+            if isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup):
+                return await self._tasks.__aexit__(type(error), error, error.__traceback__)
+            return await self._tasks.__aexit__(None, None, None)
         finally:
-            # After draining there are only idle workers to stop.
-            self._stop()
-            try:
-                if isinstance(exc, anyio.get_cancelled_exc_class() | BaseExceptionGroup):
-                    # It may be the task group's own cancellation, when a handler raised a KeyboardInterrupt, say.
-                    return await self._tasks.__aexit__(exc_type, exc, tb)
-                # Any other error goes on as it is: a task group would wrap it.
-                await self._tasks.__aexit__(None, None, None)
-            finally:
-                self._collect()
-                self._home = None
-                for failure in list(self._failures):
-                    failure.report()
-                if self._leftover and not self._returned:
-                    logger.warning("%r was stopped with %d jobs left over", self, len(self._leftover))
-        return None
+            self._collect()
+            self._home = None
+            for failure in list(self._failures):
+                failure.report()
+            if self._leftover and not self._returned:
+                logger.warning("%r was stopped with %d jobs left over", self, len(self._leftover))
 
     # Submitting
 
@@ -494,7 +500,7 @@ class WorkerGroup(Generic[Job, R]):
                 result._attempts += 1
                 try:
                     value = await (self._handler(result.job) if self._plain else self._run(result))
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 -- it is the job's, and goes to its result
                     if await self._settle_failure(result, error):
                         break
                 else:
@@ -512,7 +518,7 @@ class WorkerGroup(Generic[Job, R]):
             if isawaitable(value):
                 msg = f"a handler that is not an async function must not return an awaitable, got {value!r}"
                 raise TypeError(msg)
-            return value
+            return cast("R", value)
         assert self._timeout is not None
         with anyio.move_on_after(self._timeout):
             return cast("R", await self._handler(result.job))

@@ -17,8 +17,8 @@ try:
     import click
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-except ModuleNotFoundError as error:
-    sys.exit(f"the chanflow command needs its extra: pip install 'chanflow[cli]' ({error.name} is missing)")
+except ModuleNotFoundError:
+    sys.exit("the chanflow command needs click and rich: pip install 'chanflow[cli]'")
 
 __all__ = ["main"]
 
