@@ -113,7 +113,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
         try:
             outcome = await waiter
         except BaseException as exc:
-            if state.leave_senders(waiter) and home.defer_cancellation(exc):
+            if state.leave_senders(waiter, home, exc) and home.defer_cancellation(exc):
                 return
             raise
         if outcome is not None:
@@ -168,7 +168,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
             try:
                 outcome = await waiter
             except BaseException as exc:
-                if state.leave_senders(waiter):
+                if state.leave_senders(waiter, home, exc):
                     pending.popleft()
                     if not pending and home.defer_cancellation(exc):
                         return
@@ -224,11 +224,13 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         state.receivers.append((waiter, self))
         try:
             outcome = await waiter
-        except BaseException:
-            state.leave_receivers(waiter)
+        except BaseException as exc:
+            state.leave_receivers(waiter, home, exc)
             raise
         if outcome is not None:
             raise state.error(outcome)
+        if state.room < 0:
+            return state.redeem()
         state.reserved -= 1
         return state.buffer.popleft()
 
@@ -308,8 +310,8 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             state.receivers.append((waiter, self))
             try:
                 outcome = await home.wait(waiter, deadline)
-            except BaseException:
-                state.leave_receivers(waiter)
+            except BaseException as exc:
+                state.leave_receivers(waiter, home, exc)
                 state.release(claimed)
                 raise
             if outcome is None:
@@ -320,8 +322,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             elif not claimed:
                 raise state.error(outcome)
         home.left -= claimed
-        state.reserved -= claimed
-        return [state.buffer.popleft() for _ in range(claimed)]
+        return state.redeem_many(claimed)
 
     # How `select` does it: see `Selectable` there.
 
@@ -329,7 +330,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         state = self._open
         if state.home.loop is not running_loop():
             state.check()
-        return state.can_take() or state.closed or state.broken
+        return state.can_take() or state.over()
 
     def _take(self) -> T_co:
         state = self._open

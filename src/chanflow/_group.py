@@ -17,7 +17,7 @@ from anyio import BrokenResourceError, WouldBlock
 from anyio.abc import TaskGroup
 
 from chanflow._channel import Channel
-from chanflow._park import Home, Waiter, current_home, running_loop
+from chanflow._park import Home, Waiter, current_home, give_up, running_loop
 from chanflow._state import Outcome, WaitingRoom, check_count
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
@@ -153,7 +153,8 @@ class Result(Generic[T_co]):
             waiting.append((waiter, None))
             try:
                 yield from waiter.__await__()
-            except BaseException:
+            except BaseException as exc:
+                give_up(waiter, home, exc)
                 waiting.leave()
                 raise
         return self._outcome()

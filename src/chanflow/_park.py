@@ -33,6 +33,7 @@ __all__ = [
     "TaskWaiter",
     "Waiter",
     "current_home",
+    "give_up",
     "interval",
     "running_loop",
     "set_checkpoint_interval",
@@ -61,6 +62,10 @@ class TaskWaiter(Waiter, Awaitable[Any], Protocol):
 
     def cancelled(self) -> bool:
         """Tell whether it was cancelled before it was woken."""
+        ...
+
+    def cancel(self) -> object:
+        """Let nobody wake it any more."""
         ...
 
     def result(self) -> Any:
@@ -256,6 +261,16 @@ def cancel_again(task: asyncio.Task[Any], args: tuple[object, ...]) -> None:
         task.cancel(*args)
 
 
+def give_up(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
+    """Let nobody wake a waiter any more whose task was interrupted; True if it was woken, with None, before that."""
+    if isinstance(exc, GeneratorExit) and home.ended():
+        # The remains of a task are collected after its loop was closed: nobody is left to wake.
+        return False
+    if not waiter.done():
+        waiter.cancel()
+    return not waiter.cancelled() and waiter.result() is None
+
+
 class TrioWaiter:
     """A trio task that is about to park, parked, or done."""
 
@@ -273,8 +288,11 @@ class TrioWaiter:
             yield from self._trio.wait_task_rescheduled(self._abort).__await__()
         return self._outcome
 
-    def _abort(self, _raise_cancel: Callable[[], object]) -> Any:
+    def cancel(self) -> None:
         self._state = "cancelled"
+
+    def _abort(self, _raise_cancel: Callable[[], object]) -> Any:
+        self.cancel()
         return self._trio.Abort.SUCCEEDED
 
     def done(self) -> bool:

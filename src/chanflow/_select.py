@@ -389,7 +389,11 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         try:
             woken = await home.wait(waiter, None if due == math.inf else due)
         except BaseException as exc:
-            woken = waiter.result() if waiter.done() and not waiter.cancelled() else TIMED_OUT
+            if isinstance(exc, GeneratorExit) and home.ended():
+                raise
+            if not waiter.done():
+                waiter.cancel()
+            woken = TIMED_OUT if waiter.cancelled() else waiter.result()
             leave_losers(cases, woken)
             if woken is not TIMED_OUT:
                 index, outcome = woken

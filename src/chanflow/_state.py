@@ -11,7 +11,8 @@ its operation may be finished, or with the class of the error that ends it.
 # 2. Of the two waiting rooms at least one has no live waiter, but for a select that both sends and receives here.
 # 3. 0 <= reserved <= len(buffer): one reservation for each receiver that was woken and has not run yet, and
 #    for each item that a batch has claimed. A newcomer takes only what is not reserved.
-# 4. A receiver waits only while every item is reserved; a sender waits only while there is no room.
+# 4. A receiver waits only while every item is reserved, and not beyond the end unless some are; a sender waits only
+#    while there is no room.
 # 5. len(buffer) - reserved <= capacity, but for hand-offs that came back when their receiver was cancelled.
 # 6. Items leave in the order in which they came; waiters are served in the order in which they came.
 
@@ -34,7 +35,7 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, interval, running_loop
+from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up, interval, running_loop
 
 __all__ = ["ChannelState", "ChannelStatistics", "ClosedEnd", "Overflow", "check_count"]
 
@@ -400,12 +401,12 @@ class ChannelState(Generic[T]):
         if self.broken:
             raise self.error(BrokenResourceError)
 
-    def leave_senders(self, waiter: TaskWaiter) -> bool:
-        """Withdraw a sender that was cancelled; True if its item was taken before that."""
-        if woken(waiter):
-            return True
-        self.senders.leave()
-        return False
+    def leave_senders(self, waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
+        """Withdraw a sender that was interrupted; True if its item was taken before that."""
+        taken = give_up(waiter, home, exc)
+        if not taken:
+            self.senders.leave()
+        return taken
 
     # Receiving
 
@@ -442,8 +443,16 @@ class ChannelState(Generic[T]):
 
     def redeem(self) -> T:
         """Take the item that is reserved for the caller."""
-        self.reserved -= 1
-        return self.buffer.popleft()
+        return self.redeem_many(1)[0]
+
+    def redeem_many(self, count: int) -> list[T]:
+        """Take the items that are reserved for the caller."""
+        self.reserved -= count
+        items = [self.buffer.popleft() for _ in range(count)]
+        if self.closed and not self.reserved:
+            # Nothing can come back any more for those who still waited for that.
+            self.receivers.dismiss(EndOfStream)
+        return items
 
     def release(self, count: int = 1) -> None:
         """Pass reservations that are not going to be used on to the next receivers."""
@@ -456,9 +465,9 @@ class ChannelState(Generic[T]):
             else:
                 self.reserved -= 1
 
-    def leave_receivers(self, waiter: TaskWaiter) -> None:
-        """Withdraw a receiver that was cancelled; what it was woken for goes to the next."""
-        if woken(waiter):
+    def leave_receivers(self, waiter: TaskWaiter, home: Home, exc: BaseException) -> None:
+        """Withdraw a receiver that was interrupted; what it was woken for goes to the next."""
+        if give_up(waiter, home, exc):
             self.release()
         else:
             self.receivers.leave()
@@ -475,12 +484,14 @@ class ChannelState(Generic[T]):
         self.sent += 1
         waiter.set_result(None)
 
+    def over(self) -> bool:
+        """Tell whether nothing can come any more; what is reserved may, should its receiver be cancelled."""
+        return self.broken or (self.closed and not self.reserved)
+
     def check_receiving(self) -> None:
         """Raise what a receiver gets when nothing is left and nothing can come."""
-        if self.closed:
-            raise self.error(EndOfStream)
-        if self.broken:
-            raise self.error(ClosedResourceError)
+        if self.over():
+            raise self.error(ClosedResourceError if self.broken else EndOfStream)
 
     def drain(self) -> list[T]:
         """Take what is in the buffer and not reserved."""
@@ -521,7 +532,8 @@ class ChannelState(Generic[T]):
         self.open_senders = 0
         self._raw_send.close()
         self.senders.dismiss(ClosedResourceError)
-        self.receivers.dismiss(EndOfStream)
+        if not self.reserved:
+            self.receivers.dismiss(EndOfStream)
         if self.bridge is not None:
             self.bridge.closed()
 
@@ -591,8 +603,3 @@ class ClosedEnd:
         raise ClosedResourceError(msg)
 
     enter = check
-
-
-def woken(waiter: TaskWaiter) -> bool:
-    """Tell whether a waiter was woken to finish its operation, before any cancellation."""
-    return waiter.done() and not waiter.cancelled() and waiter.result() is None

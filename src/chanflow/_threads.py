@@ -319,8 +319,8 @@ class ThreadChannel(Generic[T]):
             if state.can_take():
                 request.item = state.take()
                 request.finish(None)
-            elif state.room < 0:
-                request.finish(EndOfStream if state.closed else ClosedResourceError)
+            elif state.over():
+                request.finish(ClosedResourceError if state.broken else EndOfStream)
             else:
                 state.receivers.append((Parked(request, self._hand_over), self))
         free = min(len(state.buffer) - state.reserved, PREFETCH)

@@ -28,7 +28,7 @@ from attrs import field, frozen
 from chanflow._channel import Channel, SendChannel
 from chanflow._group import Failure, Result
 from chanflow._offload import Offload, is_async, run_in_thread
-from chanflow._park import Home, current_home, running_loop
+from chanflow._park import Home, current_home, give_up, running_loop
 from chanflow._state import WaitingRoom, check_count
 
 __all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
@@ -532,8 +532,8 @@ class WorkerGroup(Generic[Job, R]):
         self._turns.append((waiter, None))
         try:
             await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled():
+        except BaseException as exc:
+            if give_up(waiter, self._home, exc):
                 self._give_turn()
             self._turns.leave()
             raise
