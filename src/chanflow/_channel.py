@@ -12,7 +12,16 @@ from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
 from chanflow._park import TIMED_OUT, Home, Waiter, running_loop
-from chanflow._state import ChannelState, ChannelStatistics, ClosedEnd, Overflow, check_count
+from chanflow._state import (
+    ChannelState,
+    ChannelStatistics,
+    ClosedEnd,
+    Deliverer,
+    Delivery,
+    Outcome,
+    Overflow,
+    check_count,
+)
 
 if TYPE_CHECKING:
     from chanflow._threads import ThreadChannel
@@ -221,13 +230,15 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             state.check_receiving()
         state.home = home
         waiter = home.waiter()
-        state.receivers.append((waiter, self))
+        state.receivers.append((Deliverer(state, waiter) if home.shuffles else waiter, self))
         try:
             outcome = await waiter
         except BaseException as exc:
             state.leave_receivers(waiter, home, exc)
             raise
         if outcome is not None:
+            if type(outcome) is Delivery:
+                return cast("T_co", outcome.item)
             raise state.error(outcome)
         if state.room < 0:
             return state.redeem()
@@ -307,7 +318,8 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             elif deadline is None:
                 deadline = home.time() + max_wait
             waiter = state.park(home)
-            state.receivers.append((waiter, self))
+            at_once = max_wait is None and home.shuffles
+            state.receivers.append((Deliverer(state, waiter) if at_once else waiter, self))
             try:
                 outcome = await home.wait(waiter, deadline)
             except BaseException as exc:
@@ -316,6 +328,8 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
                 raise
             if outcome is None:
                 claimed += 1 + state.claim(max_items - claimed - 1)
+            elif type(outcome) is Delivery:
+                return [outcome.item, *state.redeem_many(state.claim(max_items - 1))]
             elif outcome is TIMED_OUT:
                 state.receivers.leave()
                 break
@@ -339,18 +353,21 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         return state.take()
 
     def _join(self, waiter: Waiter, home: Home) -> None:
-        self._open.home = home
-        self._open.receivers.append((waiter, self))
+        state = self._open
+        state.home = home
+        state.receivers.append((Deliverer(state, waiter) if home.shuffles else waiter, self))
 
     def _leave(self) -> None:
         self._state.receivers.leave()
 
-    def _redeem(self, outcome: type[Exception] | None) -> T_co:
+    def _redeem(self, outcome: Outcome | Delivery) -> T_co:
+        if isinstance(outcome, Delivery):
+            return cast("T_co", outcome.item)
         if outcome is not None:
             raise self._state.error(outcome)
         return cast("T_co", self._state.redeem())
 
-    def _release(self, outcome: type[Exception] | None) -> bool:
+    def _release(self, outcome: Outcome) -> bool:
         if outcome is None:
             self._state.release()
         return True

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from chanflow._channel import Channel
 from chanflow._park import Home, Waiter, current_home, give_up, running_loop
-from chanflow._state import Outcome, WaitingRoom, check_count
+from chanflow._state import Outcome, Raised, WaitingRoom, check_count
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 
@@ -255,9 +255,9 @@ class Result(Generic[T_co]):
     def _ready(self) -> bool:
         return self._as_channel()._ready()
 
-    def _take(self) -> T_co:
+    def _take(self) -> T_co | Raised:
         self._as_channel()._take()
-        return self._outcome()
+        return self._received()
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         self._as_channel()._join(waiter, home)
@@ -265,9 +265,12 @@ class Result(Generic[T_co]):
     def _leave(self) -> None:
         self._as_channel()._leave()
 
-    def _redeem(self, outcome: Outcome) -> T_co:
+    def _redeem(self, outcome: Outcome) -> T_co | Raised:
         self._as_channel()._redeem(outcome)
-        return self._outcome()
+        return self._received()
+
+    def _received(self) -> T_co | Raised:
+        return self._value if self._failure is None else Raised(self._failure.look())
 
     def _release(self, outcome: Outcome) -> bool:
         return self._as_channel()._release(outcome)

@@ -85,6 +85,8 @@ class Home(ABC):
     thread: int
     waiter: Callable[[], TaskWaiter]
     """Make a waiter for the current task, which is going to await it."""
+    shuffles = False
+    """Whether tasks that are woken in one tick may run in another order than that of their waking."""
 
     def __init__(self, loop: object, waiter: Callable[[], TaskWaiter]) -> None:
         self.loop = loop
@@ -239,7 +241,7 @@ class AsyncioHome(Home):
         task = asyncio.current_task()
         if task is None or not isinstance(exc, asyncio.CancelledError):
             return False
-        self.loop.call_soon(cancel_again, task, exc.args)
+        self.loop.call_soon(cancel_again, task, task.cancelling(), exc.args)
         return True
 
 
@@ -249,14 +251,15 @@ def time_out(waiter: Waiter) -> None:
         waiter.set_result(TIMED_OUT)
 
 
-def cancel_again(task: asyncio.Task[Any], args: tuple[object, ...]) -> None:
+def cancel_again(task: asyncio.Task[Any], requests: int, args: tuple[object, ...]) -> None:
     """Deliver a deferred cancellation, unless whoever asked for it has withdrawn it meanwhile.
 
     `asyncio.timeout` and the task groups count: they withdraw theirs with `uncancel()` on leaving.
-    So the number of requests must be the same after as before. The message is kept, since
-    anyio knows its own cancellations by it.
+    So the number of requests tells whether this one still stands, beside earlier ones whose cancellation the
+    task is dealing with; and it must be the same after as before. The message is kept, since anyio knows its own
+    cancellations by it.
     """
-    if task.cancelling() and not task.done():
+    if task.cancelling() >= requests and not task.done():
         task.uncancel()
         task.cancel(*args)
 
@@ -315,6 +318,7 @@ class TrioHome(Home):
     """One `trio.run`."""
 
     __slots__ = ("_token", "_trio")
+    shuffles = True
 
     def __init__(self, trio: Any, token: Any) -> None:
         # No loop is ever this object, so that the quickest check fails and `here` decides.
@@ -390,6 +394,15 @@ NOWHERE = Nowhere()
 homes: WeakValueDictionary[int, Home] = WeakValueDictionary()
 
 
+class Recent(threading.local):
+    """The home that was asked for last in this thread: kept, or its budget would be new each time."""
+
+    home: Home = NOWHERE
+
+
+recent = Recent()
+
+
 def current_home() -> Home | None:
     """Find the home of the caller; None outside of any event loop."""
     trio = sys.modules.get("trio")
@@ -400,7 +413,11 @@ def current_home() -> Home | None:
         if loop is None:
             return None
         trio = None
-    home = homes.get(id(loop))
-    if home is None:
-        home = homes[id(loop)] = AsyncioHome(loop) if trio is None else TrioHome(trio, loop)
-    return home
+    home = recent.home
+    if home.loop is loop:
+        return home
+    known = homes.get(id(loop))
+    if known is None:
+        known = homes[id(loop)] = AsyncioHome(loop) if trio is None else TrioHome(trio, loop)
+    recent.home = known
+    return known

@@ -12,8 +12,8 @@ from anyio import EndOfStream, WouldBlock
 from attrs import define
 
 from chanflow._channel import Channel, SendChannel
-from chanflow._park import TIMED_OUT, Home, Waiter, current_home
-from chanflow._state import ChannelState, Outcome, WaitingRoom
+from chanflow._park import TIMED_OUT, Home, TaskWaiter, Waiter, current_home
+from chanflow._state import ChannelState, Outcome, Raised, WaitingRoom
 
 __all__ = ["After", "Case", "Selectable", "Send", "Ticker", "after", "select", "select_nowait", "ticker"]
 
@@ -37,7 +37,7 @@ class Selectable(Protocol[T_co]):
         """Tell whether the operation can happen now, or can only fail."""
         ...
 
-    def _take(self) -> T_co:
+    def _take(self) -> T_co | Raised:
         """Make it happen; only when ready. EndOfStream means closed and drained."""
         ...
 
@@ -49,7 +49,7 @@ class Selectable(Protocol[T_co]):
         """Leave the waiting room; another case happened."""
         ...
 
-    def _redeem(self, outcome: Outcome, /) -> T_co:
+    def _redeem(self, outcome: Outcome, /) -> T_co | Raised:
         """Finish the operation that the waiter was woken for."""
         ...
 
@@ -309,9 +309,12 @@ def happen(index: int, case: Selectable[Any], operation: Callable[..., Any], *ar
     """Finish a case and tell what happened."""
     channel = case.channel if isinstance(case, Send) else case
     try:
-        return Case(index, channel, operation(*args), closed=False)
+        item = operation(*args)
     except EndOfStream:
         return Case(index, channel, None, closed=True)
+    if type(item) is Raised:
+        raise item.error
+    return Case(index, channel, item, closed=False)
 
 
 @overload
@@ -389,24 +392,33 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         try:
             woken = await home.wait(waiter, None if due == math.inf else due)
         except BaseException as exc:
-            if isinstance(exc, GeneratorExit) and home.ended():
+            case = interrupt(cases, waiter, home, exc)
+            if case is None:
                 raise
-            if not waiter.done():
-                waiter.cancel()
-            woken = TIMED_OUT if waiter.cancelled() else waiter.result()
-            leave_losers(cases, woken)
-            if woken is not TIMED_OUT:
-                index, outcome = woken
-                winner = cases[index]
-                if not winner._release(outcome) and home.defer_cancellation(exc):
-                    return happen(index, winner, winner._redeem, None)
-            raise
+            return case
         # Pass 3: leave those that didn't happen.
         leave_losers(cases, woken)
         if woken is not TIMED_OUT:
             index, outcome = woken
             winner = cases[index]
             return happen(index, winner, winner._redeem, outcome)
+
+
+def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Case[Any] | None:
+    """Undo what an interrupted select waited for, or give what happened before and can't be undone."""
+    if isinstance(exc, GeneratorExit) and home.ended():
+        # As in `give_up`.
+        return None
+    if not waiter.done():
+        waiter.cancel()
+    woken = TIMED_OUT if waiter.cancelled() else waiter.result()
+    leave_losers(cases, woken)
+    if woken is not TIMED_OUT:
+        index, outcome = woken
+        winner: Any = cases[index]
+        if not winner._release(outcome) and home.defer_cancellation(exc):
+            return happen(index, winner, winner._redeem, outcome)
+    return None
 
 
 def leave_losers(cases: Cases, woken: Any) -> None:

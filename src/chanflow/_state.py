@@ -37,7 +37,18 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up, interval, running_loop
 
-__all__ = ["ChannelState", "ChannelStatistics", "ClosedEnd", "Overflow", "check_count"]
+__all__ = [
+    "ChannelState",
+    "ChannelStatistics",
+    "ClosedEnd",
+    "Deliverer",
+    "Delivery",
+    "Outcome",
+    "Overflow",
+    "Raised",
+    "WaitingRoom",
+    "check_count",
+]
 
 T = TypeVar("T")
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
@@ -53,6 +64,15 @@ CAUSES: Final[dict[type[Exception], str]] = {
 }
 
 logger = logging.getLogger("chanflow")
+
+
+class Raised:
+    """What a case of `select` gives when its item is an error, so that no EndOfStream is taken for the case's end."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 class ChannelStatistics(NamedTuple):
@@ -84,6 +104,7 @@ class Buffer(Protocol[T]):
     def append(self, item: T, /) -> None: ...
     def extend(self, items: Iterable[T], /) -> None: ...
     def popleft(self) -> T: ...
+    def pop(self) -> T: ...
     def __len__(self) -> int: ...
 
 
@@ -98,6 +119,11 @@ class PublicBuffer(Generic[T]):
     def extend(self, items: Iterable[T]) -> None:
         for item in items:
             self.append(item)
+
+    def pop(self) -> T:
+        *others, item = [self.popleft() for _ in range(len(self))]
+        self.extend(others)
+        return item
 
     def __len__(self) -> int:
         return self._statistics().current_buffer_used
@@ -123,6 +149,33 @@ def check_count(argument: str, value: object, least: int, *, infinite: bool = Fa
     if value < least:
         msg = f"{argument} must be >= {least}, got {value}"
         raise ValueError(msg)
+
+
+class Delivery:
+    """What a waiter is woken with that has its item already."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+
+class Deliverer:
+    """A waiter that takes its item in being woken.
+
+    Where woken tasks run in another order than that of their waking, each would take another's item. There, on trio, a
+    task that was woken can't be cancelled any more, so that its item may leave the buffer at once.
+    """
+
+    __slots__ = ("_state", "_waiter", "done")
+
+    def __init__(self, state: ChannelState[Any], waiter: Waiter) -> None:
+        self._state = state
+        self._waiter = waiter
+        self.done = waiter.done
+
+    def set_result(self, outcome: Outcome) -> None:
+        self._waiter.set_result(Delivery(self._state.redeem_at_once()) if outcome is None else outcome)
 
 
 class Bridge(Protocol):
@@ -208,6 +261,7 @@ class ChannelState(Generic[T]):
         "open_receivers",
         "open_senders",
         "overflow",
+        "passing",
         "receivers",
         "reserved",
         "room",
@@ -225,6 +279,7 @@ class ChannelState(Generic[T]):
     reserved: int
     receivers: WaitingRoom[tuple[Waiter, object]]
     senders: WaitingRoom[tuple[Waiter, object, T]]
+    passing: bool
     sent: int
     dropped: int
     open_senders: int
@@ -256,6 +311,8 @@ class ChannelState(Generic[T]):
         # Each waits with the end it came through, a sender also with its item.
         self.receivers = WaitingRoom()
         self.senders = WaitingRoom()
+        # Whether the receiver that is being woken gets the first item, passed on to it, and not the last.
+        self.passing = False
         self.sent = 0
         self.dropped = 0
         # The channel itself is the first end of each side, until that end is asked for.
@@ -445,6 +502,13 @@ class ChannelState(Generic[T]):
         """Take the item that is reserved for the caller."""
         return self.redeem_many(1)[0]
 
+    def redeem_at_once(self) -> T:
+        """Take the item for a receiver that is just being woken."""
+        if self.passing:
+            return self.redeem()
+        self.reserved -= 1
+        return self.buffer.pop()
+
     def redeem_many(self, count: int) -> list[T]:
         """Take the items that are reserved for the caller."""
         self.reserved -= count
@@ -460,7 +524,9 @@ class ChannelState(Generic[T]):
             while self.receivers:
                 waiter, _end = self.receivers.popleft()
                 if not waiter.done():
+                    self.passing = True
                     waiter.set_result(None)
+                    self.passing = False
                     break
             else:
                 self.reserved -= 1

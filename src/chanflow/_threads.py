@@ -349,7 +349,7 @@ class ThreadChannel(Generic[T]):
                 self._state.release()
                 return
             if outcome is None:
-                request.item = self._state.redeem()
+                request.item = self._state.redeem_at_once()
             request.finish(outcome)
 
     def _settle(self) -> None:

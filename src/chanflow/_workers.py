@@ -183,8 +183,8 @@ class WorkerGroup(Generic[Job, R]):
     """A bounded number of workers that handle jobs, with a result channel for each job.
 
     Jobs are started in the order in which they were submitted. A job that fails fails its result, not the group, and
-    a failure that nobody looks at is logged. Leaving the block normally handles all that was submitted first. Leaving it
-    by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
+    a failure that nobody looks at is logged. Leaving the block normally handles all that was submitted first. Leaving
+    it by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
 
     Args:
         handler: called with each job. An async function runs in the event loop; a sync one in a thread.
