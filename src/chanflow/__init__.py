@@ -19,3 +19,8 @@ from chanflow._workers import DeadLetter as DeadLetter
 from chanflow._workers import Retry as Retry
 from chanflow._workers import WorkerGroup as WorkerGroup
 from chanflow._workers import WorkerStatistics as WorkerStatistics
+
+# Users find them here, and so should tracebacks and the documentation.
+for _value in list(vars().values()):
+    if getattr(_value, "__module__", "").startswith("chanflow."):
+        _value.__module__ = __name__

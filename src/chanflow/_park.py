@@ -185,7 +185,7 @@ def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
     Source:
         tokio's cooperative budget, which is 128 operations too.
     """
-    if not isinstance(operations, int):
+    if not isinstance(operations, int) or isinstance(operations, bool):
         msg = f"operations must be an int, got {operations!r}"
         raise TypeError(msg)
     if operations < 1:

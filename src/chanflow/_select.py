@@ -392,10 +392,10 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         try:
             woken = await home.wait(waiter, None if due == math.inf else due)
         except BaseException as exc:
-            case = interrupt(cases, waiter, home, exc)
-            if case is None:
+            taken = interrupt(cases, waiter, home, exc)
+            if taken is None:
                 raise
-            return case
+            return taken
         # Pass 3: leave those that didn't happen.
         leave_losers(cases, woken)
         if woken is not TIMED_OUT:
