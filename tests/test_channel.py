@@ -327,7 +327,7 @@ async def test_last_receiver_leaves(caplog: pytest.LogCaptureFixture) -> None:
         assert channel.statistics().tasks_waiting_send == 1
         with caplog.at_level(logging.WARNING, "chanflow"):
             clone.close()
-    assert caplog.messages == ["channel 'jobs' was closed by its last receiver with 1 items unread"]
+    assert caplog.messages == ["channel 'jobs' was closed by its last receiver with 1 unread item(s)"]
     await send()
     with pytest.raises(BrokenResourceError):
         channel.send_nowait(2)

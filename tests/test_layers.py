@@ -77,6 +77,7 @@ def test_public_names() -> None:
     """The public names are these, and each says where users find it."""
     public = {name for name in vars(chanflow) if not name.startswith("_")}
     assert public == {
+        "After",
         "Case",
         "Channel",
         "ChannelStatistics",
@@ -86,9 +87,11 @@ def test_public_names() -> None:
         "Result",
         "ResultCancelledError",
         "Retry",
+        "Selectable",
         "Send",
         "SendChannel",
         "ThreadChannel",
+        "Ticker",
         "WorkerGroup",
         "WorkerStatistics",
         "after",

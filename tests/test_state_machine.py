@@ -161,25 +161,21 @@ class ChannelMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, 6), keep=st.booleans())
     def receive_batch(self, count: int, *, keep: bool) -> None:
-        """Claim a batch; a cancelled one goes back."""
-        claimed = self.state.claim(count)
-        expected = []
-        while len(expected) < count and (self.model.free() or self.model.senders):
-            if not self.model.free():
-                self.model.items.append(self.model.senders.pop(0)[1])
-            token = object()
-            self.model.handed.append(token)
-            self.model.refill()
-            expected.append(token)
-        assert claimed == len(expected)
-        for token in expected:
-            if keep:
-                item = self.model.redeem(token)
-                assert self.state.redeem() == item
-                self.out.append(item)
-            else:
+        """Take a batch; a cancelled one goes back."""
+        expected: list[int] = []
+        while len(expected) < count and (item := self.model.take()) is not None:
+            expected.append(item)
+        batch = self.state.take_many(count)
+        assert batch == expected
+        if keep:
+            self.out += batch
+        else:
+            self.state.restore(batch)
+            self.model.items.extendleft(reversed(batch))
+            for _ in batch:
+                token = object()
+                self.model.handed.append(token)
                 self.model.release(token)
-                self.state.release()
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())

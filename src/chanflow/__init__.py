@@ -7,8 +7,11 @@ from chanflow._group import Group as Group
 from chanflow._group import Result as Result
 from chanflow._group import ResultCancelledError as ResultCancelledError
 from chanflow._park import set_checkpoint_interval as set_checkpoint_interval
+from chanflow._select import After as After
 from chanflow._select import Case as Case
+from chanflow._select import Selectable as Selectable
 from chanflow._select import Send as Send
+from chanflow._select import Ticker as Ticker
 from chanflow._select import after as after
 from chanflow._select import select as select
 from chanflow._select import select_nowait as select_nowait

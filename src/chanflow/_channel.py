@@ -296,8 +296,8 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             RuntimeError: the channel belongs to another event loop.
 
         Cancellation:
-            Atomic: if the call is cancelled, it took nothing. What it collected is still in the channel, or with the
-            next receivers.
+            Atomic: if the call is cancelled, it took nothing. What it collected is back at the head of the channel, or
+            with the next receivers.
         """
         check_count("max_items", max_items, 1)
         if max_wait is not None and not max_wait >= 0:
@@ -307,47 +307,48 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         home = state.enter()
         await state.spend(home)
         self._open.enter()
-        # Collected items stay in the buffer, reserved, until the batch is complete.
-        claimed = state.claim(max_items)
+        batch = state.take_many(max_items)
         deadline = None
-        while claimed < max_items:
-            if not claimed:
+        while len(batch) < max_items:
+            if not batch:
                 state.check_receiving()
             elif max_wait is None or state.room < 0:
                 break
             elif deadline is None:
                 deadline = home.time() + max_wait
             waiter = state.park(home)
-            at_once = max_wait is None and home.shuffles
-            state.receivers.append((Deliverer(state, waiter) if at_once else waiter, self))
+            state.receivers.append((Deliverer(state, waiter) if home.shuffles else waiter, self))
             try:
                 outcome = await home.wait(waiter, deadline)
             except BaseException as exc:
+                state.restore(batch)
                 state.leave_receivers(waiter, home, exc)
-                state.release(claimed)
                 raise
-            if outcome is None:
-                claimed += 1 + state.claim(max_items - claimed - 1)
-            elif type(outcome) is Delivery:
-                return [outcome.item, *state.redeem_many(state.claim(max_items - 1))]
+            if outcome is None or type(outcome) is Delivery:
+                batch.append(state.redeem() if outcome is None else outcome.item)
+                batch += state.take_many(max_items - len(batch))
             elif outcome is TIMED_OUT:
                 state.receivers.leave()
                 break
-            elif not claimed:
+            elif not batch:
                 raise state.error(outcome)
-        home.left -= claimed
-        return state.redeem_many(claimed)
+        home.left -= len(batch)
+        return batch
 
     # How `select` does it: see `Selectable` there.
 
     def _ready(self) -> bool:
         state = self._open
+        if state is not self._state:
+            # Closed: it fails if it is chosen.
+            return True
         if state.home.loop is not running_loop():
             state.check()
         return state.can_take() or state.over()
 
     def _take(self) -> T_co:
         state = self._open
+        state.check()
         if not state.can_take():
             state.check_receiving()
         return state.take()

@@ -94,10 +94,14 @@ class Send(Generic[T_contra]):
 
     def _ready(self) -> bool:
         state = self.channel._open
+        if state is not self.channel._state:
+            # Closed: it fails if it is chosen.
+            return True
         state.check()
         return state.can_put()
 
     def _take(self) -> None:
+        self.channel._open.check()
         self.channel._open.put(self.item)
 
     def _join(self, waiter: Waiter, home: Home) -> None:
@@ -206,9 +210,10 @@ class Ticker(Timer):
         if self._closed:
             msg = f"{self!r} is closed"
             raise EndOfStream(msg)
-        missed = math.floor((self._home.time() - self._due) / self._interval)
-        due = self._due + missed * self._interval
-        self._due = due + self._interval
+        now = self._home.time()
+        due = now - math.fmod(now - self._due, self._interval)
+        # An interval may be too short to move the clock.
+        self._due = max(due + self._interval, math.nextafter(now, math.inf))
         return due
 
     def _join(self, waiter: Waiter, _home: Home) -> None:
@@ -295,8 +300,8 @@ def choose(cases: Cases, *, priority: bool) -> int | None:
                 if priority:
                     return index
                 ready.append(index)
-        except AttributeError:
-            if hasattr(case, "_ready"):
+        except (AttributeError, TypeError):
+            if hasattr(case, "_ready") and not isinstance(case, type):
                 raise
             msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
             raise TypeError(msg) from None

@@ -9,11 +9,11 @@ its operation may be finished, or with the class of the error that ends it.
 # 1. An accepted item is in exactly one place: the buffer, or with the receiver that took it, or counted as dropped.
 #    So sent == received + dropped + len(buffer).
 # 2. Of the two waiting rooms at least one has no live waiter, but for a select that both sends and receives here.
-# 3. 0 <= reserved <= len(buffer): one reservation for each receiver that was woken and has not run yet, and
-#    for each item that a batch has claimed. A newcomer takes only what is not reserved.
+# 3. 0 <= reserved <= len(buffer): one reservation for each receiver that was woken and has not run yet. A newcomer
+#    takes only what is not reserved.
 # 4. A receiver waits only while every item is reserved, and not beyond the end unless some are; a sender waits only
 #    while there is no room.
-# 5. len(buffer) - reserved <= capacity, but for hand-offs that came back when their receiver was cancelled.
+# 5. len(buffer) - reserved <= capacity, but for items that came back when their receiver was cancelled.
 # 6. Items leave in the order in which they came; waiters are served in the order in which they came.
 
 from __future__ import annotations
@@ -486,21 +486,31 @@ class ChannelState(Generic[T]):
             item = self.buffer.popleft()
         return item
 
-    def claim(self, max_items: int) -> int:
-        """Reserve what a newcomer may have, leaving it in the buffer; `release` gives it back."""
-        claimed = 0
-        while (wanted := max_items - claimed) and self.can_take():
+    def take_many(self, max_items: int) -> list[T]:
+        """Take what a newcomer may have, the items of parked senders too."""
+        batch: list[T] = []
+        while (wanted := max_items - len(batch)) and self.can_take():
             if len(self.buffer) == self.reserved:
                 self._admit()
-            free = min(len(self.buffer) - self.reserved, wanted)
-            self.reserved += free
-            claimed += free
+            batch += [self.buffer.popleft() for _ in range(min(len(self.buffer) - self.reserved, wanted))]
             self.refill()
-        return claimed
+        return batch
+
+    def restore(self, items: list[T]) -> None:
+        """Put items back that were taken before all that is in the buffer, and pass them on to the next receivers."""
+        later = [self.buffer.popleft() for _ in range(len(self.buffer))]
+        self.buffer.extend([*items, *later])
+        self.reserved += len(items)
+        self.release(len(items))
 
     def redeem(self) -> T:
         """Take the item that is reserved for the caller."""
-        return self.redeem_many(1)[0]
+        self.reserved -= 1
+        item = self.buffer.popleft()
+        if self.closed and not self.reserved:
+            # Nothing can come back any more for those who still waited for that.
+            self.receivers.dismiss(EndOfStream)
+        return item
 
     def redeem_at_once(self) -> T:
         """Take the item for a receiver that is just being woken."""
@@ -508,15 +518,6 @@ class ChannelState(Generic[T]):
             return self.redeem()
         self.reserved -= 1
         return self.buffer.pop()
-
-    def redeem_many(self, count: int) -> list[T]:
-        """Take the items that are reserved for the caller."""
-        self.reserved -= count
-        items = [self.buffer.popleft() for _ in range(count)]
-        if self.closed and not self.reserved:
-            # Nothing can come back any more for those who still waited for that.
-            self.receivers.dismiss(EndOfStream)
-        return items
 
     def release(self, count: int = 1) -> None:
         """Pass reservations that are not going to be used on to the next receivers."""
@@ -612,7 +613,7 @@ class ChannelState(Generic[T]):
         self.room = NO_ROOM
         unread = len(self.buffer) - self.reserved
         if unread:
-            logger.warning("%s was closed by its last receiver with %d items unread", self, unread)
+            logger.warning("%s was closed by its last receiver with %d unread item(s)", self, unread)
         if not len(self.buffer):
             # Later this would put what is left out of reach of `drain`; the destructor does it then.
             self._raw_receive.close()

@@ -194,8 +194,7 @@ class ThreadChannel(Generic[T]):
                 wake = self._schedule()
         if wake:
             self._wake()
-        if not request.done():
-            self._wait(request, timeout, receiving=True)
+        self._wait(request, timeout, receiving=True)
         return cast("T", request.item)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
@@ -148,12 +148,14 @@ class WorkerStatistics(NamedTuple):
 class JobResult(Result[R]):
     """A result with the job that it is for, so that a job costs one object."""
 
-    __slots__ = ("job", "worker")
+    __slots__ = ("cancelling", "job", "worker")
 
     def __init__(self, home: Home, cancel: Callable[[Any], object], job: Any) -> None:
         super().__init__(home, cancel)
         self.job = job
         self.worker: Worker | None = None
+        # Whether somebody asked for its end, so that it is not left over when the group is stopped meanwhile.
+        self.cancelling = False
 
 
 class Worker:
@@ -293,14 +295,15 @@ class WorkerGroup(Generic[Job, R]):
             # group's own, when a handler raised a KeyboardInterrupt, say.
             if isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup):
                 return await self._tasks.__aexit__(type(error), error, error.__traceback__)
-            return await self._tasks.__aexit__(None, None, None)
+            await self._tasks.__aexit__(None, None, None)
+            return None
         finally:
             self._collect()
             self._home = None
             for failure in list(self._failures):
                 failure.report()
             if self._leftover and not self._returned:
-                logger.warning("%r was stopped with %d jobs left over", self, len(self._leftover))
+                logger.warning("%r was stopped with %d job(s) left over", self, len(self._leftover))
 
     # Submitting
 
@@ -414,7 +417,7 @@ class WorkerGroup(Generic[Job, R]):
         worker.blocked = True
         return worker
 
-    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> AsyncGenerator[R, None]:
+    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> Mapping[R]:
         """Handle jobs and iterate over what the handler returns for them.
 
         At most `workers + buffer` jobs are taken from `jobs` ahead of what was iterated over, so an endless
@@ -427,7 +430,7 @@ class WorkerGroup(Generic[Job, R]):
             ordered: True for the order of `jobs`, False for the order in which they finish.
 
         Returns:
-            An asynchronous generator. It raises the error of the first job, in its order, that failed for good.
+            An asynchronous iterator. It raises the error of the first job, in its order, that failed for good.
 
         Raises:
             TypeError: `jobs` is not iterable.
@@ -441,22 +444,10 @@ class WorkerGroup(Generic[Job, R]):
             msg = f"jobs must be an iterable or asynchronous iterable, got {jobs!r}"
             raise TypeError(msg)
         self._check_open()
-        return self._map(Mapping(self, jobs, ordered=ordered))
-
-    async def _map(self, mapping: Mapping[Job, R]) -> AsyncGenerator[R, None]:
         assert self._tasks is not None
-        self._tasks.start_soon(mapping.feed, name="WorkerGroup.map")
-        try:
-            async for result in mapping.results:
-                mapping.window.receive_nowait()
-                value = await result
-                mapping.unfinished.remove(result)
-                yield value
-            if mapping.error is not None:
-                raise mapping.error
-        finally:
-            # Nothing here may wait: a generator that is dropped is closed where nobody can.
-            mapping.stop()
+        feed = Feed(self, jobs, ordered=ordered)
+        self._tasks.start_soon(feed.run, name="WorkerGroup.map")
+        return Mapping(feed)
 
     # Working
 
@@ -554,7 +545,7 @@ class WorkerGroup(Generic[Job, R]):
             if self._turns:
                 self._give_turn()
         if not result.done and result not in self._delayed:
-            if worker.spent and not worker.retired:
+            if result.cancelling:
                 self._end_cancelled(result)
             else:
                 self._leave_over(result)
@@ -585,13 +576,18 @@ class WorkerGroup(Generic[Job, R]):
                 # So many wait already that one more would exceed the bound: this one keeps its worker.
                 await anyio.sleep(wait)
                 return False
+        sent = False
         if self._dead_letters is not None and (not result.done or result._failure_is(error)):
-            letter = DeadLetter(cast("Job", result.job), error, result._attempts)
             try:
-                await self._dead_letters.send(letter)
-            except (BrokenResourceError, ClosedResourceError):
-                logger.exception("no dead letter channel for job %r, which failed with %r", result.job, error)
+                await self._dead_letters.send(DeadLetter(cast("Job", result.job), error, result._attempts))
+                sent = True
+            except (BrokenResourceError, ClosedResourceError) as refusal:
+                # The failure itself will be logged as any other.
+                logger.warning("job %r could not be sent to the dead letters: %s", result.job, refusal)
         self._fail(result, error)
+        if sent:
+            # Whoever reads the dead letters looks at it.
+            result.exception()
         return True
 
     async def _delay(self, result: JobResult[R], wait: float) -> None:
@@ -613,6 +609,7 @@ class WorkerGroup(Generic[Job, R]):
     # Ending
 
     def _cancel_job(self, result: JobResult[R]) -> None:
+        result.cancelling = True
         worker = result.worker
         if worker is not None:
             worker.spent = True
@@ -759,31 +756,32 @@ class WorkerGroup(Generic[Job, R]):
         )
 
 
-class Mapping(Generic[Job, R]):
-    """One `WorkerGroup.map`: what its feeding task and its iterating task share."""
+class Feed(Generic[Job, R]):
+    """The submitting side of a `WorkerGroup.map`."""
 
     def __init__(self, group: WorkerGroup[Job, R], jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool) -> None:
-        self.group = group
-        self.jobs = jobs
-        self.ordered = ordered
+        self._group = group
+        self._jobs = jobs
+        self._ordered = ordered
         # An item for each job between its submission and the iteration over its result.
         self.window: Channel[None] = Channel(group._limit + group._queue.capacity, "window of a map")
         self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
         self.unfinished: set[Result[R]] = set()
         self.error: Exception | None = None
+        self.stopped = False
         self._scope = anyio.CancelScope()
-        self._stopped = False
+        # Results that are still to come, and the end of the jobs.
         self._coming = 1
 
-    async def feed(self) -> None:
+    async def run(self) -> None:
         """Submit the jobs."""
         with self._scope:
             try:
-                if isinstance(self.jobs, AsyncIterable):
-                    async for job in self.jobs:
+                if isinstance(self._jobs, AsyncIterable):
+                    async for job in self._jobs:
                         await self._submit(job)
                 else:
-                    for job in self.jobs:
+                    for job in self._jobs:
                         await self._submit(job)
             except Exception as error:  # noqa: BLE001 -- the iterating task raises it
                 self.error = error
@@ -791,12 +789,12 @@ class Mapping(Generic[Job, R]):
 
     async def _submit(self, job: Job) -> None:
         await self.window.send(None)
-        if self._stopped:
-            # Neither of these sends need have been a checkpoint.
+        if self.stopped:
+            # Sending need not have been a checkpoint.
             await anyio.lowlevel.checkpoint()
-        result = await self.group.submit(job)
+        result = await self._group.submit(job)
         self.unfinished.add(result)
-        if self.ordered:
+        if self._ordered:
             self.results.send_nowait(result)
         else:
             self._coming += 1
@@ -811,7 +809,49 @@ class Mapping(Generic[Job, R]):
 
     def stop(self) -> None:
         """Stop submitting, and cancel what is not finished."""
-        self._stopped = True
+        self.stopped = True
         self._scope.cancel()
         for result in self.unfinished:
             result.cancel()
+
+
+class Mapping(AsyncIterator[R]):
+    """The iterating side of a `WorkerGroup.map`.
+
+    It is not a generator, because on trio a generator that is left early warns unless it is closed by hand. The
+    submitting task doesn't know of it, so that it goes away, and stops the other, as soon as it is dropped.
+    """
+
+    def __init__(self, feed: Feed[Any, R]) -> None:
+        self._feed = feed
+
+    async def __anext__(self) -> R:
+        feed = self._feed
+        if feed.stopped:
+            raise StopAsyncIteration
+        try:
+            # Unlike `receive`, this takes no error of a job for the end.
+            async for result in feed.results:
+                feed.window.receive_nowait()
+                value = await result
+                feed.unfinished.remove(result)
+                return value
+        except BaseException:
+            feed.stop()
+            raise
+        feed.stop()
+        if feed.error is not None:
+            raise feed.error
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the iteration: submit no more, and cancel the jobs that are not finished.
+
+        Cancellation:
+            Not a checkpoint: it always ends.
+        """
+        self._feed.stop()
+
+    def __del__(self) -> None:
+        if not self._feed.stopped:
+            self._feed.stop()

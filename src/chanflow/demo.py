@@ -66,6 +66,7 @@ def walk(root: str, skip: Collection[str], failed: Callable[[OSError], None]) ->
     """Give the path of each file under a root, in order, leaving out what is no regular file."""
     if not os.path.isdir(root):
         yield root
+        return
     for directory, subdirectories, names in os.walk(root, onerror=failed):
         subdirectories[:] = sorted(name for name in subdirectories if os.path.join(directory, name) not in skip)
         for name in sorted(names):
