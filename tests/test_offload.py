@@ -1,5 +1,7 @@
 """Sync callables off the event loop, and worker groups of them."""
 
+# ruff: noqa: FBT001 -- flags come from parametrize
+
 from __future__ import annotations
 
 import contextlib
@@ -297,7 +299,7 @@ async def test_regression_a_timeout_that_is_not_worth_a_retry_fails_at_once(gate
     async with WorkerGroup(gated, timeout=5, retry=Retry(3, on=ValueError)) as workers:
         result = workers.submit_nowait("slow")
         with anyio.move_on_after(10):
-            while not result.done:
+            while not result.done:  # noqa: ASYNC110 -- without looking at the result, which would wait
                 await anyio.sleep(1)
         done_in_time = result.done
         gated.gate.set()
@@ -305,6 +307,24 @@ async def test_regression_a_timeout_that_is_not_worth_a_retry_fails_at_once(gate
             await result
     assert done_in_time
     assert result.attempts == 1
+
+
+async def test_a_predicate_that_raises_on_a_timeout(gated: Gated) -> None:
+    """Its error is the job's, once the thread has returned."""
+
+    def predicate(_error: Exception) -> bool:
+        raise KeyError
+
+    async with WorkerGroup(gated, timeout=5, retry=Retry(3, on=predicate)) as workers:
+        result = workers.submit_nowait("slow")
+        await anyio.sleep(20)
+        assert not result.done
+        gated.gate.set()
+        with pytest.raises(KeyError) as caught:
+            await result
+        assert isinstance(caught.value.__context__, TimeoutError)
+    assert result.attempts == 1
+    assert at_rest(workers)
 
 
 async def test_cancelling_a_running_job_is_done_at_once(gated: Gated) -> None:

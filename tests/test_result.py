@@ -1,7 +1,10 @@
 """Results: the channel of one item that each task and each job has."""
 
+# ruff: noqa: FBT001, PT012 -- flags come from parametrize; a group raises when its block is left
+
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import re
@@ -23,6 +26,7 @@ from chanflow import (
     set_checkpoint_interval,
 )
 from tests.conftest import at_rest
+from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -242,6 +246,25 @@ async def test_a_select_that_is_cancelled_takes_nothing() -> None:
         else:
             with pytest.raises(EndOfStream):
                 await result.receive()
+    assert result._channel is not None
+    assert at_rest(result._channel)
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})])
+async def test_a_select_that_is_cancelled_natively_after_it_was_woken_takes_nothing() -> None:
+    """`task.cancel()` in the tick of the end: the item goes back, for the next."""
+    oracle = Oracle()
+    async with Group() as group:
+        result = group.go(oracle, 7)
+        task = asyncio.create_task(select(result))
+        await wait_all_tasks_blocked()
+        oracle.gate.set()
+        while not result.done:
+            await anyio.lowlevel.checkpoint()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await result.receive() == 7
     assert result._channel is not None
     assert at_rest(result._channel)
 
@@ -497,11 +520,10 @@ class TestUnseenFailures:
             except ValueError as error:
                 caught.append(error)
 
-        async with anyio.create_task_group() as tasks:
-            async with WorkerGroup(oracle) as workers:
-                tasks.start_soon(wait_for, workers.submit_nowait(ValueError("bad")))
-                await wait_all_tasks_blocked()
-                oracle.gate.set()
+        async with anyio.create_task_group() as tasks, WorkerGroup(oracle) as workers:
+            tasks.start_soon(wait_for, workers.submit_nowait(ValueError("bad")))
+            await wait_all_tasks_blocked()
+            oracle.gate.set()
         gc.collect()
         assert len(caught) == 1
         assert errors_logged(caplog) == []

@@ -126,13 +126,13 @@ def test_jitter_is_spread_over_its_share() -> None:
 def test_a_seeded_program_stays_reproducible() -> None:
     """Backoff draws from a generator of its own."""
     random.seed(1)
-    expected = random.random()
+    expected = random.random()  # noqa: S311 -- not for security
     random.seed(1)
     Retry(3).backoff(1)
-    assert random.random() == expected
+    assert random.random() == expected  # noqa: S311 -- not for security
 
 
-class Special(ValueError):
+class SpecialError(ValueError):
     pass
 
 
@@ -141,7 +141,7 @@ class Special(ValueError):
     [
         (Exception, [True, True, True]),
         (ValueError, [True, False, True]),
-        ((KeyError, Special), [False, True, True]),
+        ((KeyError, SpecialError), [False, True, True]),
         ((), [False, False, False]),
         (lambda error: "again" in str(error), [True, False, False]),
     ],
@@ -149,7 +149,7 @@ class Special(ValueError):
 def test_which_errors_are_worth_another_attempt(on: Any, wanted: list[bool]) -> None:
     """A class with its subclasses, a tuple of them, or a function."""
     retry = Retry(3, on=on)
-    errors = [ValueError("again"), KeyError("k"), Special("s")]
+    errors = [ValueError("again"), KeyError("k"), SpecialError("s")]
     assert [retry.wants(error, 1) for error in errors] == wanted
     assert [retry.wants(error, 2) for error in errors] == wanted
     assert [retry.wants(error, 3) for error in errors] == [False] * 3

@@ -317,13 +317,18 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             elif deadline is None:
                 deadline = home.time() + max_wait
             waiter = state.park(home)
-            state.receivers.append((Deliverer(state, waiter) if home.shuffles else waiter, self))
+            place = Deliverer(state, waiter) if home.shuffles else waiter
+            state.receivers.append((place, self, batch) if batch else (place, self))
+            held = len(batch)
+            state.held += held
             try:
                 outcome = await home.wait(waiter, deadline)
             except BaseException as exc:
+                state.held -= held
                 state.restore(batch)
                 state.leave_receivers(waiter, home, exc)
                 raise
+            state.held -= held
             if outcome is None or type(outcome) is Delivery:
                 batch.append(state.redeem() if outcome is None else outcome.item)
                 batch += state.take_many(max_items - len(batch))
@@ -333,6 +338,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             elif not batch:
                 raise state.error(outcome)
         home.left -= len(batch)
+        state.end_if_over()
         return batch
 
     # How `select` does it: see `Selectable` there.

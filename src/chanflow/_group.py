@@ -368,7 +368,9 @@ class Group:
                     msg = f"fn must be an async function, but {fn!r} returned {awaitable!r}"
                     raise TypeError(msg)  # noqa: TRY301 -- it fails the task, like an error of its own
                 result._succeed(await awaitable)
-        except Exception as error:
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as error:
             failure = result._fail(error)
             # The group itself raises it.
             if failure is not None:

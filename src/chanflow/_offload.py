@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
 
 __all__ = ["Offload", "is_async", "run_in_thread"]
 
@@ -56,15 +57,18 @@ async def run_in_thread(
         late.append(TimeoutError(f"the call took longer than {timeout} s"))
         expired(late[0])
 
+    await checkpoint_if_cancelled()
     value: Any = None
     failed: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        try:
-            value = await to_thread.run_sync(fn, job, limiter=limiter)
-        except Exception as error:  # noqa: BLE001 -- raised below: the task group would wrap it
-            failed = error
-        tasks.cancel_scope.cancel()
+    # The thread is waited for anyway, and then a cancellation must not lose what it returned.
+    with anyio.CancelScope(shield=True):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watch)
+            try:
+                value = await to_thread.run_sync(fn, job, limiter=limiter)
+            except Exception as error:  # noqa: BLE001 -- raised below: the task group would wrap it
+                failed = error
+            tasks.cancel_scope.cancel()
     if late:
         raise late[0] from failed
     if failed is not None:

@@ -23,7 +23,7 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from weakref import finalize
 
@@ -56,6 +56,8 @@ Outcome: TypeAlias = type[Exception] | None
 
 OVERFLOWS: Final = ("block", "drop_newest", "drop_oldest")
 NO_ROOM: Final = -1
+BARE: Final = 2
+"""The length of the entry of a receiver that has collected nothing yet."""
 
 CAUSES: Final[dict[type[Exception], str]] = {
     EndOfStream: "is closed and drained",
@@ -234,10 +236,10 @@ class WaitingRoom(deque[Entry]):
         """Count those who wait."""
         return sum(not entry[0].done() for entry in self)
 
-    def dismiss(self, outcome: Outcome, end: object = None) -> None:
-        """End the waiting, for all or for those who came through one end."""
-        dismissed = [entry for entry in self if end is None or entry[1] is end]
-        self._keep([entry for entry in self if not (end is None or entry[1] is end)])
+    def dismiss(self, outcome: Outcome, which: Callable[[Entry], bool] | None = None) -> None:
+        """End the waiting, for all or for some."""
+        dismissed = [entry for entry in self if which is None or which(entry)]
+        self._keep([] if which is None else [entry for entry in self if not which(entry)])
         for entry in dismissed:
             if not entry[0].done():
                 entry[0].set_result(outcome)
@@ -256,6 +258,7 @@ class ChannelState(Generic[T]):
         "capacity",
         "closed",
         "dropped",
+        "held",
         "home",
         "name",
         "open_receivers",
@@ -277,7 +280,8 @@ class ChannelState(Generic[T]):
     room: int
     """How many unreserved items may be in the buffer for one more to be let in."""
     reserved: int
-    receivers: WaitingRoom[tuple[Waiter, object]]
+    held: int
+    receivers: WaitingRoom[tuple[Waiter, object] | tuple[Waiter, object, object]]
     senders: WaitingRoom[tuple[Waiter, object, T]]
     passing: bool
     sent: int
@@ -308,7 +312,10 @@ class ChannelState(Generic[T]):
         # The capacity, until a side closes or threads borrow from it.
         self.room = sys.maxsize if capacity == math.inf else int(capacity)
         self.reserved = 0
-        # Each waits with the end it came through, a sender also with its item.
+        # Items that batches have collected so far, and put back if they are cancelled.
+        self.held = 0
+        # Each waits with the end it came through, a sender also with its item, and a receiver with a mark if it has
+        # collected something.
         self.receivers = WaitingRoom()
         self.senders = WaitingRoom()
         # Whether the receiver that is being woken gets the first item, passed on to it, and not the last.
@@ -393,7 +400,7 @@ class ChannelState(Generic[T]):
         """
         receivers = self.receivers
         while receivers:
-            waiter, _end = receivers.popleft()
+            waiter = receivers.popleft()[0]
             if not waiter.done():
                 self.buffer.append(item)
                 self.sent += 1
@@ -498,6 +505,9 @@ class ChannelState(Generic[T]):
 
     def restore(self, items: list[T]) -> None:
         """Put items back that were taken before all that is in the buffer, and pass them on to the next receivers."""
+        if self.home is not NOWHERE and self.home.ended():
+            # The remains of a task are collected after its loop was closed, and with it all that waited there.
+            self._evict()
         later = [self.buffer.popleft() for _ in range(len(self.buffer))]
         self.buffer.extend([*items, *later])
         self.reserved += len(items)
@@ -507,10 +517,14 @@ class ChannelState(Generic[T]):
         """Take the item that is reserved for the caller."""
         self.reserved -= 1
         item = self.buffer.popleft()
-        if self.closed and not self.reserved:
-            # Nothing can come back any more for those who still waited for that.
-            self.receivers.dismiss(EndOfStream)
+        if self.closed:
+            self.end_if_over()
         return item
+
+    def end_if_over(self) -> None:
+        """Tell the end to those who still waited for something to come back."""
+        if self.closed and self.over():
+            self.receivers.dismiss(EndOfStream)
 
     def redeem_at_once(self) -> T:
         """Take the item for a receiver that is just being woken."""
@@ -523,7 +537,7 @@ class ChannelState(Generic[T]):
         """Pass reservations that are not going to be used on to the next receivers."""
         for _ in range(count):
             while self.receivers:
-                waiter, _end = self.receivers.popleft()
+                waiter = self.receivers.popleft()[0]
                 if not waiter.done():
                     self.passing = True
                     waiter.set_result(None)
@@ -552,8 +566,8 @@ class ChannelState(Generic[T]):
         waiter.set_result(None)
 
     def over(self) -> bool:
-        """Tell whether nothing can come any more; what is reserved may, should its receiver be cancelled."""
-        return self.broken or (self.closed and not self.reserved)
+        """Tell whether nothing can come any more; what is reserved or held may, should its receiver be cancelled."""
+        return self.broken or (self.closed and not self.reserved and not self.held)
 
     def check_receiving(self) -> None:
         """Raise what a receiver gets when nothing is left and nothing can come."""
@@ -574,14 +588,14 @@ class ChannelState(Generic[T]):
         """Close one sending end."""
         if self.closed:
             return
-        self.senders.dismiss(ClosedResourceError, end)
+        self.senders.dismiss(ClosedResourceError, lambda entry: entry[1] is end)
         self.open_senders -= 1
         if not self.open_senders:
             self.close()
 
     def close_receiver(self, end: object) -> None:
         """Close one receiving end."""
-        self.receivers.dismiss(ClosedResourceError, end)
+        self.receivers.dismiss(ClosedResourceError, lambda entry: entry[1] is end)
         self.open_receivers -= 1
         if not self.open_receivers:
             self.break_off()
@@ -599,8 +613,11 @@ class ChannelState(Generic[T]):
         self.open_senders = 0
         self._raw_send.close()
         self.senders.dismiss(ClosedResourceError)
-        if not self.reserved:
+        if self.over():
             self.receivers.dismiss(EndOfStream)
+        else:
+            # A batch that has something is complete now. The others wait for what may still come back.
+            self.receivers.dismiss(EndOfStream, lambda entry: len(entry) > BARE)
         if self.bridge is not None:
             self.bridge.closed()
 

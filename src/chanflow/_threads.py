@@ -398,8 +398,8 @@ class ThreadChannel(Generic[T]):
             self._ended = True
             for request in (*self._sending, *self._receiving):
                 request.finish(BrokenResourceError)
-            self._state.senders.dismiss(BrokenResourceError, self)
-            self._state.receivers.dismiss(BrokenResourceError, self)
+            self._state.senders.dismiss(BrokenResourceError, lambda entry: entry[1] is self)
+            self._state.receivers.dismiss(BrokenResourceError, lambda entry: entry[1] is self)
 
     def __del__(self) -> None:
         self._forget_end()

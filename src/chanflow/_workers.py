@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
@@ -110,10 +110,11 @@ class Retry:
         Args:
             attempts: how many there were, at least 1.
         """
-        # The power overflows long after the bound is reached.
-        exponent = min(attempts - 1, 1000 / max(1.0, math.log2(self.factor)))
-        wait = min(self.delay * self.factor**exponent, self.max_delay)
-        return float(wait * (1 - uniform(0, self.jitter)))
+        try:
+            wait = min(self.delay * float(self.factor) ** (attempts - 1), self.max_delay)
+        except OverflowError:
+            wait = self.max_delay if self.delay else 0.0
+        return wait * (1 - uniform(0, self.jitter))
 
 
 class DeadLetter(NamedTuple, Generic[Job]):
@@ -507,6 +508,9 @@ class WorkerGroup(Generic[Job, R]):
                 self._handler, result.job, self._limiter, timeout=self._timeout, expired=partial(self._expire, result)
             )
             if isawaitable(value):
+                if isinstance(value, Coroutine):
+                    # Nobody is going to await it, and it would warn.
+                    value.close()
                 msg = f"a handler that is not an async function must not return an awaitable, got {value!r}"
                 raise TypeError(msg)
             return cast("R", value)
@@ -554,28 +558,33 @@ class WorkerGroup(Generic[Job, R]):
 
     def _expire(self, result: JobResult[R], error: TimeoutError) -> None:
         """Fail a result when its time is over, though its thread goes on."""
-        if self._retry is None or result._attempts >= self._retry.attempts:
+        if not self._wants_retry(result, error)[0]:
             self._fail(result, error)
+
+    def _wants_retry(self, result: JobResult[R], error: Exception) -> tuple[bool, Exception]:
+        """Ask whether a job is worth another attempt; the second value is what it failed with if not."""
+        if self._retry is None:
+            return False, error
+        try:
+            return self._retry.wants(error, result._attempts), error
+        except Exception as predicate_error:  # noqa: BLE001 -- it is the job's from now on, with the first as context
+            return False, predicate_error
 
     async def _settle_failure(self, result: JobResult[R], error: Exception) -> bool:
         """Decide about a failed attempt; False if the worker should make another one."""
-        retry = self._retry
-        if retry is not None and not result.done:
-            try:
-                again = retry.wants(error, result._attempts)
-            except Exception as predicate_error:  # noqa: BLE001 -- it becomes the job's error, with the first as its context
-                error, again = predicate_error, False
-            if again:
-                self._retries += 1
-                wait = retry.backoff(result._attempts)
-                assert self._tasks is not None
-                if len(self._delayed) < self._queue.capacity:
-                    self._delayed[result] = anyio.CancelScope()
-                    self._tasks.start_soon(self._delay, result, wait, name="WorkerGroup.delay")
-                    return True
-                # So many wait already that one more would exceed the bound: this one keeps its worker.
-                await anyio.sleep(wait)
-                return False
+        again, error = (False, error) if result.done else self._wants_retry(result, error)
+        if again:
+            assert self._retry is not None
+            assert self._tasks is not None
+            self._retries += 1
+            wait = self._retry.backoff(result._attempts)
+            if len(self._delayed) < self._queue.capacity:
+                self._delayed[result] = anyio.CancelScope()
+                self._tasks.start_soon(self._delay, result, wait, name="WorkerGroup.delay")
+                return True
+            # So many wait already that one more would exceed the bound: this one keeps its worker.
+            await anyio.sleep(wait)
+            return False
         sent = False
         if self._dead_letters is not None and (not result.done or result._failure_is(error)):
             try:

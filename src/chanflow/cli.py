@@ -6,7 +6,8 @@ import logging
 import os
 import sys
 import sysconfig
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from io import UnsupportedOperation
 from typing import Any, BinaryIO
 
 import anyio
@@ -72,7 +73,12 @@ def demo(path: str | None, workers: int, backend: str, output: BinaryIO | None) 
 
         async def run() -> None:
             nonlocal speedup
-            root, skip = path, [getattr(output, "name", "")]
+            root = path
+            skip: list[str | int] = []
+            if output is not None:
+                # What is no file of the system's has no descriptor, and can't be met in the tree.
+                with suppress(UnsupportedOperation):
+                    skip.append(output.fileno())
             if root is None:
                 root = sysconfig.get_path("stdlib")
                 skip.append(os.path.join(root, "site-packages"))

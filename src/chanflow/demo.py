@@ -62,24 +62,35 @@ class Summary:
             self.sample.append(digest.path)
 
 
-def walk(root: str, skip: Collection[str], failed: Callable[[OSError], None]) -> Iterator[str]:
+def identify(file: str | int) -> tuple[int, int]:
+    """Tell the file behind a path, whatever it is called, or behind a descriptor; (0, 0) for none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return 0, 0
+    return status.st_dev, status.st_ino
+
+
+def walk(root: str, skip: Collection[str | int], failed: Callable[[OSError], None]) -> Iterator[str]:
     """Give the path of each file under a root, in order, leaving out what is no regular file."""
+    skipped = {identify(file) for file in skip} - {(0, 0)}
     if not os.path.isdir(root):
         yield root
         return
     for directory, subdirectories, names in os.walk(root, onerror=failed):
-        subdirectories[:] = sorted(name for name in subdirectories if os.path.join(directory, name) not in skip)
+        subdirectories[:] = sorted(
+            name for name in subdirectories if identify(os.path.join(directory, name)) not in skipped
+        )
         for name in sorted(names):
             path = os.path.join(directory, name)
-            if path in skip:
-                continue
             try:
-                # A named pipe, say, would be waited for without end.
-                regular = stat.S_ISREG(os.stat(path).st_mode)
+                status = os.stat(path)
             except OSError:
                 # Reading it will tell why.
-                regular = True
-            if regular:
+                yield path
+                continue
+            # A named pipe, say, would be waited for without end.
+            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in skipped:
                 yield path
 
 
@@ -98,7 +109,7 @@ def digest_file(path: str, stop: threading.Event) -> Digest:
 
 
 async def digest_tree(
-    root: str, summary: Summary, report: Callable[[Digest], object], *, workers: int, skip: Collection[str] = ()
+    root: str, summary: Summary, report: Callable[[Digest], object], *, workers: int, skip: Collection[str | int] = ()
 ) -> None:
     """Digest every file under a root.
 
@@ -107,7 +118,7 @@ async def digest_tree(
         summary: counts what is done, also when the call is cancelled.
         report: called with each digest, in the order of the walk.
         workers: how many files to hash at the same time, at least 1.
-        skip: paths to leave out, of files or whole directories.
+        skip: paths to leave out, of files or whole directories, or open file descriptors.
 
     Cancellation:
         Stops at once what is being hashed; nothing is reported of it.
