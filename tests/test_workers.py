@@ -1060,8 +1060,10 @@ async def test_letters_that_can_not_be_sent_are_logged(closing: str, caplog: pyt
             letters.receiver.close()
         with pytest.raises(ValueError, match=whole("bad")):
             await result
-    [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert record.getMessage() == f"no dead letter channel for job {error!r}, which failed with {error!r}"
+    why = f"channel at {id(letters._state):#x} {'has no receiver left' if closing == 'receiver' else 'is closed'}"
+    [record] = [record for record in caplog.records if record.name == "chanflow"]
+    assert record.getMessage() == f"job {error!r} could not be sent to the dead letters: {why}"
+    assert record.levelno == logging.WARNING
     assert group.statistics().failed == 1
     assert at_rest(group)
 
@@ -1157,7 +1159,7 @@ async def test_an_error_in_the_block_stops(shield: bool, caplog: pytest.LogCaptu
         else:
             assert await result == number
     assert [record.getMessage() for record in caplog.records] == [
-        f"{group!r} was stopped with {len(group.leftover)} jobs left over"
+        f"{group!r} was stopped with {len(group.leftover)} job(s) left over"
     ]
     assert group.statistics().cancelled == 0
     assert at_rest(group)
@@ -1811,12 +1813,15 @@ class TestMap:
         assert group.leftover == ()
         assert at_rest(group)
 
-    async def test_closing_before_the_first_step_does_nothing(self) -> None:
-        """Nothing was read yet."""
-        source = iter([1, 2])
-        async with WorkerGroup(echo) as group:
-            await group.map(source).aclose()
-        assert next(source) == 1
+    async def test_closing_before_the_first_step(self) -> None:
+        """No job is handled, and iterating is over."""
+        handler = Handler()
+        async with WorkerGroup(handler) as group:
+            values = group.map(range(5))
+            await values.aclose()
+            await values.aclose()
+            assert [value async for value in values] == []
+        assert handler.finished == []
         assert at_rest(group)
 
     @pytest.mark.parametrize("ordered", [True, False])

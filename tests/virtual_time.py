@@ -28,6 +28,8 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = VirtualSelector()
         super().__init__(self._virtual)
+        # The real clock's is too fine for the sums of long times.
+        self._clock_resolution = 1e-6
 
     def time(self) -> float:
         return self._virtual.elapsed

@@ -123,6 +123,11 @@ class Home(ABC):
         del exc
         return False
 
+    def strays(self, exc: BaseException) -> bool:
+        """Tell whether an error is a cancellation, though nobody cancelled the current task."""
+        del exc
+        return False
+
     def on_end(self, callback: Callable[[], object]) -> Callable[[], None]:
         """Call back when the event loop shuts down; returns a function that cancels this.
 
@@ -243,6 +248,11 @@ class AsyncioHome(Home):
             return False
         self.loop.call_soon(cancel_again, task, task.cancelling(), exc.args)
         return True
+
+    def strays(self, exc: BaseException) -> bool:
+        # Awaiting a future that somebody has cancelled raises it, for one.
+        task = asyncio.current_task()
+        return task is not None and not task.cancelling() and isinstance(exc, asyncio.CancelledError)
 
 
 def time_out(waiter: Waiter) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
@@ -162,7 +163,7 @@ class JobResult(Result[R]):
 class Worker:
     """A task that handles one job after another."""
 
-    __slots__ = ("blocked", "group", "result", "retired", "running", "scope", "spent", "task")
+    __slots__ = ("blocked", "deadlocked", "group", "result", "retired", "running", "scope", "spent", "task")
 
     def __init__(self, group: WorkerGroup[Any, Any], result: JobResult[Any] | None) -> None:
         self.group = group
@@ -171,12 +172,18 @@ class Worker:
         self.scope = anyio.CancelScope()
         self.spent = False
         self.retired = False
-        # Whether it counts as busy: a first job starts with the worker.
-        self.running = result is not None
-        # Whether its handler waits to submit to the group itself.
+        # Whether it counts as busy.
+        self.running = False
         self.task: int | None = None
-        self.blocked = False
+        # The job that its handler waits to submit to the group itself, and whether that is refused.
+        self.blocked: JobResult[Any] | None = None
+        self.deadlocked = False
 
+
+DEADLOCK = (
+    "the worker group is full, and every one of its handlers waits to submit to it, which could never end; "
+    "use a larger buffer, submit_nowait, or another group for the jobs of jobs"
+)
 
 # The worker that the current task runs in, or was started from.
 inside: ContextVar[Worker | None] = ContextVar("inside", default=None)
@@ -249,10 +256,13 @@ class WorkerGroup(Generic[Job, R]):
         self._home: Home | None = None
         self._tasks: TaskGroup | None = None
         self._workers: set[Worker] = set()
+        # Jobs that were accepted or wait to be, and have not ended; and handlers that run.
+        self._jobs = 0
         self._busy = 0
         # Workers that hold a job but have to wait, because the group was made smaller.
         self._turns: WaitingRoom[tuple[Any, None]] = WaitingRoom()
         self._delayed: dict[JobResult[R], anyio.CancelScope] = {}
+        self._feeds: set[Feed[Job, R]] = set()
         self._failures: WeakSet[Failure] = WeakSet()
         self._closing = False
         self._stopping = False
@@ -294,7 +304,8 @@ class WorkerGroup(Generic[Job, R]):
         try:
             # A task group would wrap an error, which had better go on as it is. But a cancellation may be the task
             # group's own, when a handler raised a KeyboardInterrupt, say.
-            if isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup):
+            cancelled = isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup)
+            if error is not None and cancelled and not isinstance(error, Exception):
                 return await self._tasks.__aexit__(type(error), error, error.__traceback__)
             await self._tasks.__aexit__(None, None, None)
             return None
@@ -333,13 +344,19 @@ class WorkerGroup(Generic[Job, R]):
         home.left -= 1
         result: JobResult[R] = JobResult(home, self._cancel_job, job)
         if not self._accept(result):
-            worker = self._check_progress()
+            worker = self._check_progress(result)
+            self._jobs += 1
             try:
                 await self._queue.send(result)
+            except BaseException as error:
+                self._let_go()
+                if worker is not None and worker.deadlocked and isinstance(error, ClosedResourceError):
+                    worker.deadlocked = False
+                    raise RuntimeError(DEADLOCK) from None
+                raise
             finally:
                 if worker is not None:
-                    worker.blocked = False
-            self._ensure_worker()
+                    worker.blocked = None
         return result
 
     def submit_nowait(self, job: Job) -> Result[R]:
@@ -379,44 +396,53 @@ class WorkerGroup(Generic[Job, R]):
     def _accept(self, result: JobResult[R]) -> bool:
         """Take a job in, if there is a worker or room for it."""
         queue = self._queue._state
-        if len(self._workers) < self._limit and not len(queue.buffer) and self._busy == len(self._workers):
+        if len(self._workers) < self._limit and not queue.count_free() and not queue.receivers.any_live():
+            # Every worker has a job or was handed one, and this is the next in turn.
             self._start_worker(result)
-            return True
-        if not queue.put(result):
+        elif not queue.put(result):
             return False
-        self._ensure_worker()
+        self._jobs += 1
         return True
 
     def _ensure_worker(self) -> None:
-        """Start a worker if there are jobs for one more."""
-        if self._stopping:
-            return
-        if len(self._workers) < self._limit and self._busy + len(self._queue._state.buffer) > len(self._workers):
-            self._start_worker(None)
+        """Start workers for the jobs that have none, as far as the limit goes."""
+        queue = self._queue._state
+        jobs = queue.count_free() + queue.senders.count_live()
+        if not self._stopping:
+            for _ in range(min(self._limit - len(self._workers), jobs)):
+                self._start_worker(None)
 
     def _start_worker(self, result: JobResult[R] | None) -> None:
         assert self._tasks is not None
         worker = Worker(self, result)
         self._workers.add(worker)
         if result is not None:
-            self._busy += 1
             result.worker = worker
         self._tasks.start_soon(self._work, worker, name=self._handler)
 
-    def _check_progress(self) -> Worker | None:
+    def _check_progress(self, result: JobResult[R]) -> Worker | None:
         """Refuse to wait where it could never end: when every handler waits for room in its own group."""
         worker = inside.get()
         # Tasks that a handler started are not counted: nobody knows whether the handler waits for them.
         if worker is None or worker.group is not self or worker.task != anyio.get_current_task().id:
             return None
-        if len(self._workers) >= self._limit and all(other.blocked or other is worker for other in self._workers):
-            msg = (
-                "the worker group is full, and every one of its handlers waits to submit to it, which could never end; "
-                "use a larger buffer, submit_nowait, or another group for the jobs of jobs"
-            )
-            raise RuntimeError(msg)
-        worker.blocked = True
+        if self._blocked() >= len(self._workers) - 1 >= self._limit - 1:
+            raise RuntimeError(DEADLOCK)
+        worker.blocked = result
         return worker
+
+    def _blocked(self) -> int:
+        """Count the workers whose handlers wait to submit to this group, and were not let in or cancelled yet."""
+        waiting = {entry[2] for entry in self._queue._state.senders if not entry[0].done()}
+        return sum(worker.blocked in waiting for worker in self._workers)
+
+    def _break_deadlock(self) -> None:
+        """Refuse one handler its submission, when now that a worker has left all others wait for room."""
+        if not self._workers or self._stopping or self._blocked() < max(len(self._workers), self._limit):
+            return
+        worker = next(iter(self._workers))
+        worker.deadlocked = True
+        self._queue._state.senders.dismiss(ClosedResourceError, lambda entry: entry[2] is worker.blocked)
 
     def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> Mapping[R]:
         """Handle jobs and iterate over what the handler returns for them.
@@ -445,10 +471,7 @@ class WorkerGroup(Generic[Job, R]):
             msg = f"jobs must be an iterable or asynchronous iterable, got {jobs!r}"
             raise TypeError(msg)
         self._check_open()
-        assert self._tasks is not None
-        feed = Feed(self, jobs, ordered=ordered)
-        self._tasks.start_soon(feed.run, name="WorkerGroup.map")
-        return Mapping(feed)
+        return Mapping(Feed(self, jobs, ordered=ordered))
 
     # Working
 
@@ -456,25 +479,32 @@ class WorkerGroup(Generic[Job, R]):
         inside.set(worker)
         worker.task = anyio.get_current_task().id
         try:
-            while not worker.retired and len(self._workers) <= self._limit:
+            while self._wanted(worker):
                 try:
                     with worker.scope:
                         await self._serve(worker)
                 except EndOfStream:
                     """The group was stopped or made smaller."""
                 self._put_down(worker)
-                if worker.spent:
+                if not worker.retired:
                     worker.spent = False
                     worker.scope = anyio.CancelScope()
         finally:
             self._put_down(worker)
             self._workers.remove(worker)
-            self._ensure_worker()
+            if anyio.current_effective_deadline() != -math.inf:
+                # Otherwise the whole group is being cancelled, and nothing new may start.
+                self._ensure_worker()
+            self._break_deadlock()
             self._check_done()
+
+    def _wanted(self, worker: Worker) -> bool:
+        """Tell whether a worker is to go on: with the job that it has, or with others."""
+        return not worker.retired and (worker.result is not None or len(self._workers) <= self._limit)
 
     async def _serve(self, worker: Worker) -> None:
         """Handle one job after another, while this worker is wanted and its scope is not spent."""
-        while not worker.spent and len(self._workers) <= self._limit:
+        while not worker.spent and self._wanted(worker):
             result = worker.result
             if result is None:
                 worker.result = result = await self._queue.receive()
@@ -482,12 +512,13 @@ class WorkerGroup(Generic[Job, R]):
                 if self._delayed:
                     # The task that put it back into the queue may not have run since.
                     self._delayed.pop(result, None)
-                while self._busy >= self._limit:
-                    await self._wait_turn()
-                self._busy += 1
-                worker.running = True
+            while self._busy >= self._limit and not result.done:
+                # It was handed over before the group was made smaller.
+                await self._wait_turn()
             if worker.retired:
                 return
+            self._busy += 1
+            worker.running = True
             while not result.done:
                 result._attempts += 1
                 try:
@@ -495,6 +526,10 @@ class WorkerGroup(Generic[Job, R]):
                 except Exception as error:  # noqa: BLE001 -- it is the job's, and goes to its result
                     if await self._settle_failure(result, error):
                         break
+                except BaseException as error:
+                    if self._home is None or not self._home.strays(error):
+                        raise
+                    self._end_cancelled(result)
                 else:
                     if not result.done:
                         result._succeed(value)
@@ -548,11 +583,18 @@ class WorkerGroup(Generic[Job, R]):
             self._busy -= 1
             if self._turns:
                 self._give_turn()
-        if not result.done and result not in self._delayed:
+        if result in self._delayed:
+            return
+        if not result.done:
             if result.cancelling:
                 self._end_cancelled(result)
             else:
                 self._leave_over(result)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Count one job less."""
+        self._jobs -= 1
         if self._drained is not None:
             self._check_done()
 
@@ -572,7 +614,9 @@ class WorkerGroup(Generic[Job, R]):
 
     async def _settle_failure(self, result: JobResult[R], error: Exception) -> bool:
         """Decide about a failed attempt; False if the worker should make another one."""
-        again, error = (False, error) if result.done else self._wants_retry(result, error)
+        again = False
+        if not (result.done or result.cancelling or self._stopping):
+            again, error = self._wants_retry(result, error)
         if again:
             assert self._retry is not None
             assert self._tasks is not None
@@ -601,18 +645,28 @@ class WorkerGroup(Generic[Job, R]):
 
     async def _delay(self, result: JobResult[R], wait: float) -> None:
         """Put a job back into the queue after a while."""
+        scope = self._delayed[result]
+        taken = False
         try:
-            with self._delayed[result]:
+            with scope:
                 await anyio.sleep(wait)
                 if not result.done:
-                    await self._queue.send(result)
-                self._delayed.pop(result, None)
-                self._ensure_worker()
+                    # It stays counted as one job.
+                    if self._accept(result):
+                        self._jobs -= 1
+                    else:
+                        await self._queue.send(result)
+                    taken = True
         except ClosedResourceError:
             """The group was stopped."""
         finally:
-            if self._delayed.pop(result, None) is not None and not result.done:
-                self._leave_over(result)
+            # Once it was taken, it may have failed and be delayed again.
+            if self._delayed.get(result) is scope:
+                del self._delayed[result]
+            if not taken:
+                if not result.done:
+                    self._leave_over(result)
+                self._let_go()
             self._check_done()
 
     # Ending
@@ -647,17 +701,12 @@ class WorkerGroup(Generic[Job, R]):
     async def _drain(self) -> None:
         """Wait until no job is left anywhere."""
         while self._unfinished():
-            self._drained = anyio.Event()
+            if self._drained is None or self._drained.is_set():
+                self._drained = anyio.Event()
             await self._drained.wait()
 
     def _unfinished(self) -> bool:
-        queue = self._queue._state
-        return bool(
-            len(queue.buffer)
-            or self._delayed
-            or queue.senders.any_live()
-            or any(worker.result is not None for worker in self._workers)
-        )
+        return self._jobs > 0 and not self._stopping
 
     def _check_done(self) -> None:
         if self._drained is not None and not self._unfinished():
@@ -674,6 +723,9 @@ class WorkerGroup(Generic[Job, R]):
             worker.scope.cancel()
         for scope in self._delayed.values():
             scope.cancel()
+        for feed in self._feeds:
+            feed.refuse()
+        self._check_done()
 
     def _collect(self) -> None:
         """Count the jobs that never got to a worker among those left over."""
@@ -711,7 +763,8 @@ class WorkerGroup(Generic[Job, R]):
             await self._drain()
         self._stop()
         while self._workers or self._delayed:
-            self._gone = anyio.Event()
+            if self._gone is None or self._gone.is_set():
+                self._gone = anyio.Event()
             await self._gone.wait()
         self._collect()
         self._returned = True
@@ -744,10 +797,9 @@ class WorkerGroup(Generic[Job, R]):
             receivers.popleft()[0].set_result(EndOfStream)
         for _ in range(workers - self._busy):
             self._give_turn()
-        while (count := len(self._workers)) < workers and self._home is not None:
+        if self._home is not None:
             self._ensure_worker()
-            if len(self._workers) == count:
-                break
+            self._break_deadlock()
 
     def statistics(self) -> WorkerStatistics:
         """Count jobs, and how many handlers run."""
@@ -777,31 +829,45 @@ class Feed(Generic[Job, R]):
         self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
         self.unfinished: set[Result[R]] = set()
         self.error: Exception | None = None
+        self.started = False
         self.stopped = False
         self._scope = anyio.CancelScope()
         # Results that are still to come, and the end of the jobs.
         self._coming = 1
 
-    async def run(self) -> None:
-        """Submit the jobs."""
+    def start(self) -> None:
+        """Begin to submit."""
+        self._group._check_open()
+        assert self._group._tasks is not None
+        self.started = True
+        self._group._feeds.add(self)
+        self._group._tasks.start_soon(self._run, name="WorkerGroup.map")
+
+    async def _run(self) -> None:
         with self._scope:
             try:
-                if isinstance(self._jobs, AsyncIterable):
-                    async for job in self._jobs:
-                        await self._submit(job)
-                else:
-                    for job in self._jobs:
-                        await self._submit(job)
+                await self._submit_all()
             except Exception as error:  # noqa: BLE001 -- the iterating task raises it
                 self.error = error
-            self._came()
+        self._group._feeds.discard(self)
+        self._came()
+
+    async def _submit_all(self) -> None:
+        source: Any = self._jobs
+        jobs: Any = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
+        while True:
+            # Before the job, so that none is read that has no place.
+            await self.window.send(None)
+            try:
+                job = await anext(jobs) if isinstance(source, AsyncIterable) else next(jobs)
+            except (StopIteration, StopAsyncIteration):
+                return
+            await self._submit(job)
 
     async def _submit(self, job: Job) -> None:
-        await self.window.send(None)
-        if self.stopped:
-            # Sending need not have been a checkpoint.
-            await anyio.lowlevel.checkpoint()
         result = await self._group.submit(job)
+        if self.stopped:
+            result.cancel()
         self.unfinished.add(result)
         if self._ordered:
             self.results.send_nowait(result)
@@ -815,6 +881,22 @@ class Feed(Generic[Job, R]):
         self._coming -= 1
         if not self._coming:
             self.results.close()
+
+    def refuse(self) -> None:
+        """Submit no more, since the group has stopped."""
+        self.error = self.error or ClosedResourceError("the worker group is shutting down")
+        self._scope.cancel()
+
+    def drop(self) -> None:
+        """Stop, from wherever the iterator was collected."""
+        home = self._group._home
+        if self.stopped or not self.started or home is None:
+            return
+        if home.here():
+            self.stop()
+        else:
+            with suppress(RuntimeError):
+                home.call_soon(self.stop)
 
     def stop(self) -> None:
         """Stop submitting, and cancel what is not finished."""
@@ -838,12 +920,14 @@ class Mapping(AsyncIterator[R]):
         feed = self._feed
         if feed.stopped:
             raise StopAsyncIteration
+        if not feed.started:
+            feed.start()
         try:
             # Unlike `receive`, this takes no error of a job for the end.
             async for result in feed.results:
-                feed.window.receive_nowait()
                 value = await result
                 feed.unfinished.remove(result)
+                feed.window.receive_nowait()
                 return value
         except BaseException:
             feed.stop()
@@ -862,5 +946,4 @@ class Mapping(AsyncIterator[R]):
         self._feed.stop()
 
     def __del__(self) -> None:
-        if not self._feed.stopped:
-            self._feed.stop()
+        self._feed.drop()

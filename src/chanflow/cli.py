@@ -73,15 +73,11 @@ def demo(path: str | None, workers: int, backend: str, output: BinaryIO | None) 
 
         async def run() -> None:
             nonlocal speedup
-            root = path
-            skip: list[str | int] = []
-            if output is not None:
-                # What is no file of the system's has no descriptor, and can't be met in the tree.
-                with suppress(UnsupportedOperation):
-                    skip.append(output.fileno())
-            if root is None:
-                root = sysconfig.get_path("stdlib")
-                skip.append(os.path.join(root, "site-packages"))
+            root = path or sysconfig.get_path("stdlib")
+            skip: list[str | int] = [] if path else [os.path.join(root, "site-packages")]
+            # What is no file of the system's has no descriptor, and can't be met in the tree.
+            with suppress(UnsupportedOperation):
+                skip += [output.fileno()] if output else []
             await digest_tree(root, summary, report, workers=workers, skip=skip)
             if workers > 1 and summary.sample:
                 progress.update(bar, description="measuring the speed-up")
