@@ -939,7 +939,7 @@ async def test_a_broken_channel_refuses_threads(caplog: pytest.LogCaptureFixture
         await sender
     with pytest.raises(BrokenResourceError, match=r"\Achannel 'c' has no receiver left\Z"):
         await Job(handle.send, 3)
-    assert caplog.messages == ["channel 'c' was closed by its last receiver with 1 items unread"]
+    assert caplog.messages == ["channel 'c' was closed by its last receiver with 1 unread item(s)"]
     assert channel.drain() == [1]
     assert at_rest(channel)
 
@@ -951,7 +951,7 @@ async def test_a_broken_channel_counts_what_threads_have_on_the_way(caplog: pyte
     await lend(channel, handle)
     Job(handle.send, 1).result()
     channel.receiver.close()
-    assert caplog.messages == ["channel 'c' was closed by its last receiver with 1 items unread"]
+    assert caplog.messages == ["channel 'c' was closed by its last receiver with 1 unread item(s)"]
     assert channel.drain() == [1]
     assert at_rest(channel)
 

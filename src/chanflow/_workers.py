@@ -844,13 +844,18 @@ class Feed(Generic[Job, R]):
         self._group._tasks.start_soon(self._run, name="WorkerGroup.map")
 
     async def _run(self) -> None:
-        with self._scope:
-            try:
+        try:
+            with self._scope:
                 await self._submit_all()
-            except Exception as error:  # noqa: BLE001 -- the iterating task raises it
-                self.error = error
-        self._group._feeds.discard(self)
-        self._came()
+        except Exception as error:  # noqa: BLE001 -- the iterating task raises it
+            self.error = error
+        except BaseException:
+            # The group is being cancelled, maybe before it stops.
+            self.refuse()
+            raise
+        finally:
+            self._group._feeds.discard(self)
+            self._came()
 
     async def _submit_all(self) -> None:
         source: Any = self._jobs
