@@ -1350,8 +1350,8 @@ def test_a_pump_after_the_end_does_nothing(loop_kind: str) -> None:
         handle = channel.from_thread()
         job = Job(handle.receive)
         await until(lambda: waiting(channel) == (0, 1))
-        handle._end()
-        handle._end()
+        handle.end()
+        handle.end()
         handle._pump()
         with pytest.raises(BrokenResourceError):
             await job

@@ -119,6 +119,8 @@ class Sending(Side, ObjectSendStream[T_contra]):
         state.home = home
         waiter = home.waiter()
         state.senders.append((waiter, self, item))
+        if state.bridge is not None:
+            state.bridge.sender_parked()
         try:
             outcome = await waiter
         except BaseException as exc:
@@ -174,6 +176,8 @@ class Sending(Side, ObjectSendStream[T_contra]):
                 return
             waiter = state.park(home)
             state.senders.append((waiter, self, pending[0]))
+            if state.bridge is not None:
+                state.bridge.sender_parked()
             try:
                 outcome = await waiter
             except BaseException as exc:

@@ -137,10 +137,12 @@ class Home(ABC):
         watching = True
 
         async def watch() -> AsyncGenerator[None, None]:
+            nonlocal watching
             try:
                 yield
             finally:
                 if watching:
+                    watching = False
                     callback()
 
         watcher = watch()
@@ -148,9 +150,10 @@ class Home(ABC):
 
         def cancel() -> None:
             nonlocal watching
-            watching = False
-            # A generator that is dropped unfinished makes trio warn.
-            step(watcher.aclose())
+            if watching:
+                watching = False
+                # A generator that is dropped unfinished makes trio warn.
+                step(watcher.aclose())
 
         return cancel
 

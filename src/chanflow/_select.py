@@ -108,6 +108,8 @@ class Send(Generic[T_contra]):
         state: ChannelState[T_contra] = self.channel._open
         state.home = home
         state.senders.append((waiter, self.channel, self.item))
+        if state.bridge is not None:
+            state.bridge.sender_parked()
 
     def _leave(self) -> None:
         self.channel._state.senders.leave()

@@ -55,7 +55,8 @@ Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 Outcome: TypeAlias = type[Exception] | None
 
 OVERFLOWS: Final = ("block", "drop_newest", "drop_oldest")
-NO_ROOM: Final = -1
+# So low that no room which threads made, and which was not accounted for yet, makes up for it.
+NO_ROOM: Final = -sys.maxsize
 BARE: Final = 2
 """The length of the entry of a receiver that has collected nothing yet."""
 
@@ -191,8 +192,16 @@ class Bridge(Protocol):
         """Give the channel the items back that were reserved for threads, and what they sent."""
         ...
 
+    def sender_parked(self) -> None:
+        """Make sure that room which threads made is seen by a sender that has just come to wait."""
+        ...
+
     def closed(self) -> None:
         """Tell the threads that one side of the channel was closed."""
+        ...
+
+    def end(self) -> None:
+        """Let all threads go, as the event loop is over."""
         ...
 
 
@@ -218,6 +227,10 @@ class WaitingRoom(deque[Entry]):
         self._left += 1
         if self._left * 2 > len(self):
             self._keep([entry for entry in self if not entry[0].done()])
+
+    def forget(self, which: Callable[[Entry], bool]) -> None:
+        """Let some go without a word."""
+        self._keep([entry for entry in self if not which(entry)])
 
     def _keep(self, entries: list[Entry]) -> None:
         self.clear()
@@ -344,7 +357,7 @@ class ChannelState(Generic[T]):
         if home is NOWHERE or home.here():
             return
         if home.ended():
-            self._evict()
+            self.evict()
         elif home.thread != threading.get_ident() or current_home() is not None:
             msg = (
                 f"{self} belongs to another event loop; "
@@ -352,12 +365,15 @@ class ChannelState(Generic[T]):
             )
             raise RuntimeError(msg)
 
-    def _evict(self) -> None:
+    def evict(self) -> None:
         """Forget a home whose event loop has ended, and the tasks that were abandoned there."""
         self.home = NOWHERE
+        bridge, self.bridge = self.bridge, None
+        for room in (self.receivers, self.senders):
+            room.forget(lambda entry: entry[1] is not bridge or bridge is None)
         self.reserved = 0
-        self.receivers.clear()
-        self.senders.clear()
+        if bridge is not None:
+            bridge.end()
 
     def enter(self) -> Home:
         """Give the caller's home, for an operation that may wait."""
@@ -426,9 +442,22 @@ class ChannelState(Generic[T]):
                 return True
         if self.overflow != "drop_oldest":
             return False
+        if self.bridge is not None:
+            # What is reserved for threads is not to be dropped.
+            self.bridge.return_items()
         self.buffer.popleft()
         self.dropped += 1
         return True
+
+    def accept(self, items: deque[T]) -> None:
+        """Accept items that were promised room before, even if there is none left."""
+        while items:
+            if self.receivers.any_live():
+                self.put(items.popleft())
+            else:
+                self.sent += len(items)
+                self.buffer.extend(items)
+                items.clear()
 
     def put_many(self, items: deque[T]) -> None:
         """Accept from the left what there is room or a receiver for."""
@@ -503,11 +532,22 @@ class ChannelState(Generic[T]):
             self.refill()
         return batch
 
+    def take_behind(self) -> T:
+        """Take the first item that is not reserved, leaving those before it to the receivers woken for them."""
+        if len(self.buffer) == self.reserved:
+            self._admit()
+        reserved = [self.buffer.popleft() for _ in range(self.reserved)]
+        item = self.buffer.popleft()
+        later = [self.buffer.popleft() for _ in range(len(self.buffer))]
+        self.buffer.extend([*reserved, *later])
+        self.refill()
+        return item
+
     def restore(self, items: list[T]) -> None:
         """Put items back that were taken before all that is in the buffer, and pass them on to the next receivers."""
         if self.home is not NOWHERE and self.home.ended():
             # The remains of a task are collected after its loop was closed, and with it all that waited there.
-            self._evict()
+            self.evict()
         later = [self.buffer.popleft() for _ in range(len(self.buffer))]
         self.buffer.extend([*items, *later])
         self.reserved += len(items)
@@ -647,7 +687,8 @@ class ChannelState(Generic[T]):
         """Count the items that a newcomer may have from the buffer."""
         if self.bridge is not None and self.home.here():
             self.bridge.return_items()
-        return len(self.buffer) - self.reserved
+        # In another thread, what threads took may not be accounted for yet.
+        return max(0, len(self.buffer) - self.reserved)
 
     def statistics(self) -> ChannelStatistics:
         """Count."""

@@ -26,7 +26,7 @@ from weakref import WeakMethod
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
 import chanflow._channel
-from chanflow._park import current_home
+from chanflow._park import Home
 from chanflow._state import ChannelState, Outcome
 
 __all__ = ["ThreadChannel"]
@@ -38,6 +38,10 @@ PREFETCH = 128
 POLL = 1.0
 """How often, in seconds, a waiting thread looks whether a loop has ended that gave no notice of it."""
 PENDING: Any = object()
+
+
+class LoopEndedError(BrokenResourceError):
+    """The outcome of a request that the end of the loop left unserved."""
 
 
 class Request:
@@ -86,11 +90,7 @@ class ThreadChannel(Generic[T]):
     tasks in the event loop. When the event loop ends, every waiting thread gets BrokenResourceError.
     """
 
-    def __init__(self, state: ChannelState[T]) -> None:
-        home = current_home()
-        if home is None:
-            msg = f"from_thread() of {state} must be called inside of asyncio or trio"
-            raise RuntimeError(msg)
+    def __init__(self, state: ChannelState[T], home: Home) -> None:
         state.home = home
         self._state = state
         self._home = home
@@ -101,6 +101,8 @@ class ThreadChannel(Generic[T]):
         self._claims = 0
         # Claims that were used since the last pump.
         self._taken = 0
+        # Requests in a waiting room that were given up.
+        self._given_up = 0
         # Items of receivers that were interrupted after they were served.
         self._returned: deque[T] = deque()
         self._sending: deque[Request] = deque()
@@ -111,7 +113,7 @@ class ThreadChannel(Generic[T]):
         self._closing = False
         self._refusal: Outcome = None
         self._ended = False
-        end = WeakMethod(self._end)
+        end = WeakMethod(self.end)
         self._forget_end = home.on_end(lambda: (method := end()) and method())
         self._pump()
         if state.closed or state.broken:
@@ -185,7 +187,7 @@ class ThreadChannel(Generic[T]):
                 self._taken += 1
                 request.item = self._state.buffer.popleft()
                 request.finish(None)
-                if not self._claims:
+                if not self._claims or self._state.senders:
                     wake = self._schedule()
             elif self._ended:
                 raise self._end_error()
@@ -224,7 +226,7 @@ class ThreadChannel(Generic[T]):
         self.close()
 
     def _check_thread(self) -> None:
-        if self._home.thread == threading.get_ident() and not self._ended:
+        if self._home.thread == threading.get_ident() and not self._home.ended():
             msg = f"{self!r} would block the event loop of its own thread; use the channel itself there"
             raise RuntimeError(msg)
 
@@ -251,7 +253,7 @@ class ThreadChannel(Generic[T]):
             self._home.call_soon(self._pump)
         except RuntimeError:
             # It ended without having told.
-            self._end()
+            self._lost()
 
     def _wait(self, request: Request, timeout: float | None, *, receiving: bool) -> None:
         """Wait until the loop has finished a request."""
@@ -259,25 +261,37 @@ class ThreadChannel(Generic[T]):
         try:
             while not request.wait(max(0, min(POLL, deadline - monotonic()))):
                 if self._home.ended():
-                    self._end()
+                    self._lost()
                 elif monotonic() >= deadline:
-                    with self._lock:
-                        request.finish(TimeoutError)
+                    self._give_up(request)
         except BaseException:
-            wake = False
             with self._lock:
                 if receiving and request.outcome is None:
                     self._returned.append(request.item)
-                    wake = self._schedule()
-                request.finish(TimeoutError)
-            if wake:
-                self._wake()
+            self._give_up(request)
             raise
         if request.outcome is TimeoutError:
             msg = f"nothing to receive from {self._state} within {timeout} s"
             raise TimeoutError(msg)
+        if request.outcome is LoopEndedError:
+            raise self._end_error()
         if request.outcome is not None:
-            raise self._end_error() if self._ended else self._state.error(request.outcome)
+            raise self._state.error(request.outcome)
+
+    def _give_up(self, request: Request) -> None:
+        """Let the loop serve a request no more, and clear away what is left of it."""
+        with self._lock:
+            self._given_up += not request.done()
+            request.finish(TimeoutError)
+            wake = not self._ended and self._schedule()
+        if wake:
+            self._wake()
+
+    def _lost(self) -> None:
+        """Take note, in a thread, that the loop is over."""
+        with self._lock:
+            if self._state.bridge is self:
+                self._state.evict()
 
     # In the event loop
 
@@ -288,6 +302,9 @@ class ThreadChannel(Generic[T]):
             if self._ended:
                 return
             self.return_room()
+            for _ in range(self._given_up):
+                self._state.receivers.leave()
+            self._given_up = 0
             self._serve_senders()
             if self._closing:
                 self._state.close()
@@ -316,13 +333,16 @@ class ThreadChannel(Generic[T]):
             if request.done():
                 continue
             if state.can_take():
-                request.item = state.take()
+                request.item = state.take_behind() if state.reserved else state.take()
                 request.finish(None)
             elif state.over():
                 request.finish(ClosedResourceError if state.broken else EndOfStream)
             else:
                 state.receivers.append((Parked(request, self._hand_over), self))
-        free = min(len(state.buffer) - state.reserved, PREFETCH)
+        if state.reserved:
+            # Those who were woken for the first items come before.
+            return
+        free = min(len(state.buffer), PREFETCH)
         self._claims = free
         state.reserved += free
         if state.room >= 0:
@@ -359,11 +379,9 @@ class ThreadChannel(Generic[T]):
             state.room += self._taken + len(self._inbox)
         self._taken = 0
         if self._returned:
-            # They came before all that is there.
-            later = [state.buffer.popleft() for _ in range(len(state.buffer))]
-            state.buffer.extend([*self._returned, *later])
+            state.restore(list(self._returned))
             self._returned.clear()
-        state.put_many(self._inbox)
+        state.accept(self._inbox)
         state.refill()
 
     def return_room(self) -> None:
@@ -388,18 +406,31 @@ class ThreadChannel(Generic[T]):
         with self._lock:
             self._refusal = ClosedResourceError if self._state.closed else BrokenResourceError
 
-    def _end(self) -> None:
+    def sender_parked(self) -> None:
+        """Make sure that room which threads made is seen by a sender that has just come to wait."""
+        with self._lock:
+            wake = bool(self._taken) and self._schedule()
+        if wake:
+            self._wake()
+
+    def end(self) -> None:
         """Let all threads go, as the event loop is over."""
+        state = self._state
         with self._lock:
             if self._ended:
                 return
+            if state.bridge is self:
+                state.bridge = None
+            else:
+                # Evicted: all reservations are forgotten already.
+                state.reserved = self._claims + self._taken
             self.return_room()
             self.return_items()
             self._ended = True
             for request in (*self._sending, *self._receiving):
-                request.finish(BrokenResourceError)
-            self._state.senders.dismiss(BrokenResourceError, lambda entry: entry[1] is self)
-            self._state.receivers.dismiss(BrokenResourceError, lambda entry: entry[1] is self)
+                request.finish(LoopEndedError)
+            state.senders.dismiss(LoopEndedError, lambda entry: entry[1] is self)
+            state.receivers.dismiss(LoopEndedError, lambda entry: entry[1] is self)
 
     def __del__(self) -> None:
         self._forget_end()
@@ -407,9 +438,9 @@ class ThreadChannel(Generic[T]):
 
 def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
     """Give a channel its one thread side."""
+    home = state.enter()
     if state.bridge is None:
-        state.enter()
-        state.bridge = ThreadChannel(state)
+        state.bridge = ThreadChannel(state, home)
     assert isinstance(state.bridge, ThreadChannel)
     return state.bridge
 
