@@ -760,7 +760,7 @@ async def test_self_select(chan_cap: int) -> None:
 
 async def test_select_fairness(monkeypatch: pytest.MonkeyPatch) -> None:
     """Go runtime, TestSelectFairness: two channels that are always ready are chosen alike, within 10 sigma."""
-    monkeypatch.setattr(select_module, "random", Random(31).random)  # noqa: S311
+    monkeypatch.setattr(select_module, "random", Random(31).random)
     trials = 10_000
     one, two = Channel[int](trials + 1), Channel[int](trials + 1)
     for _ in range(trials + 1):
@@ -881,7 +881,7 @@ async def test_multi_consumer(queue_capacity: float, items: int) -> None:
 @pytest.mark.parametrize("chan_cap", [0, 1, 10])
 async def test_pseudo_random_send(chan_cap: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Go runtime, TestPseudoRandomSend: of two sends to one channel both happen, about as often."""
-    monkeypatch.setattr(select_module, "random", Random(37).random)  # noqa: S311
+    monkeypatch.setattr(select_module, "random", Random(37).random)
     count = 1_000
     channel = Channel[int](chan_cap)
     got: list[int] = []

@@ -232,3 +232,18 @@ def test_trio_as_a_guest_of_asyncio() -> None:
         return outcome.unwrap()
 
     assert asyncio.run(asyncio_main()) == "TrioHome"
+
+
+def test_two_loops_in_turns() -> None:
+    """Each loop keeps its home, whichever ran last in the thread."""
+    loops = [asyncio.new_event_loop(), asyncio.new_event_loop()]
+
+    async def look() -> Any:
+        return current_home()
+
+    first, second = (loop.run_until_complete(look()) for loop in loops)
+    assert first is not second
+    assert loops[0].run_until_complete(look()) is first
+    assert loops[1].run_until_complete(look()) is second
+    for loop in loops:
+        loop.close()

@@ -126,10 +126,10 @@ def test_jitter_is_spread_over_its_share() -> None:
 def test_a_seeded_program_stays_reproducible() -> None:
     """Backoff draws from a generator of its own."""
     random.seed(1)
-    expected = random.random()  # noqa: S311 -- not for security
+    expected = random.random()
     random.seed(1)
     Retry(3).backoff(1)
-    assert random.random() == expected  # noqa: S311 -- not for security
+    assert random.random() == expected
 
 
 class SpecialError(ValueError):

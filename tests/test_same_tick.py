@@ -18,6 +18,7 @@ from anyio import CancelScope, WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Channel
 from tests.conftest import at_rest
+from tests.virtual_time import VirtualTimeLoop
 
 
 @pytest.fixture(params=["cancel", "timeout", "wait_for", "task group"])
@@ -186,29 +187,24 @@ def test_real_timeouts_around_completed_sends() -> None:
             channel = Channel[int]()
 
             async def send(channel: Channel[int] = channel) -> int:
-                when = loop.time()
-                async with asyncio.timeout_at(when + 1e-4):
-                    # Timers that are due together run in one iteration, in the order of their times.
-                    loop.call_at(when + 0.5e-4, channel.receive_nowait)
+                when = loop.time() + 1
+                async with asyncio.timeout_at(when):
+                    # Nearer to each other than the clock can tell, so that both run in one iteration, in this order.
+                    loop.call_at(when - 1e-7, channel.receive_nowait)
                     await channel.send(1)
                 me = asyncio.current_task()
                 assert me is not None
                 return me.cancelling()
 
-            task = loop.create_task(send())
-            await asyncio.sleep(0)
-            # Both timers are overdue when the loop looks at them next.
-            deadline = loop.time() + 2e-4
-            while loop.time() < deadline:
-                pass
-            assert await task == 0
+            assert await loop.create_task(send()) == 0
             assert channel.statistics().received == 1
 
-    run(main())
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
 
 
 def test_wait_for_around_a_completed_send() -> None:
-    """`wait_for` whose task is cancelled in the tick of the hand-over: the send is done, the cancellation comes later."""
+    """`wait_for` whose task is cancelled in the tick of the hand-over: the send is done, whatever is raised."""
 
     async def main() -> None:
         channel = Channel[int]()

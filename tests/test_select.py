@@ -50,7 +50,7 @@ def whole(message: str) -> str:
 
 def dice(seed: int) -> Random:
     """Make a generator that gives the same in every run."""
-    return Random(seed)  # noqa: S311
+    return Random(seed)
 
 
 async def keep(kept: list[Any], operation: Callable[[], Awaitable[Any]]) -> None:

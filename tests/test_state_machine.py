@@ -62,10 +62,8 @@ class Model:
         elif self.free() >= self.capacity:
             if self.overflow == "drop_oldest":
                 self.items.popleft()
-            elif self.overflow == "drop_newest":
-                return True
             else:
-                return False
+                return self.overflow == "drop_newest"
         self.items.append(item)
         return True
 

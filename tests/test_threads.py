@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import signal
 import sys
 import threading
 import warnings
@@ -30,6 +31,21 @@ pytestmark = pytest.mark.anyio
 
 PATIENCE = 3.0
 """Seconds of real time after which something that should have happened never will."""
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """End a test whose loop waits for ever. A timer of the loop's won't do: virtual time doesn't wait for threads."""
+
+    def give_up(signum: int, frame: object) -> None:
+        msg = "the event loop still waits"
+        raise AssertionError(msg)
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 5 * PATIENCE)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 class Job:
@@ -333,7 +349,7 @@ async def test_every_item_arrives_once_and_in_the_order_of_its_producer(capacity
     """Four threads on each side, with two tasks on each: nothing is lost, doubled, overtaken or too much."""
     channel = Channel[tuple[int, int]](capacity)
     handle = channel.from_thread()
-    dice = Random(seed)  # noqa: S311 -- the same each time
+    dice = Random(seed)
     received: list[list[tuple[int, int]]] = [[] for _ in range(6)]
 
     def produce(who: int) -> None:
@@ -1607,3 +1623,53 @@ async def test_a_channel_that_is_kept_while_its_thread_side_is_dropped() -> None
     await Job(handle.send, 2)
     assert channel.drain() == [1, 2]
     assert at_rest(channel)
+
+
+async def test_a_thread_that_waits_for_long_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking whether the loop has ended is not the end of the wait."""
+    monkeypatch.setattr("chanflow._threads.POLL", 0.001)
+    channel = Channel[int]()
+    original = Request.wait
+    looks: list[bool] = []
+
+    def wait(request: Request, seconds: float) -> bool:
+        looks.append(original(request, seconds))
+        return looks[-1]
+
+    monkeypatch.setattr(Request, "wait", wait)
+    job = Job(channel.from_thread().receive)
+    await until(lambda: len(looks) > 3)
+    await channel.send(1)
+    assert await job == 1
+    assert looks[-1]
+    assert at_rest(channel)
+
+
+async def test_room_made_while_a_sender_parks_is_seen() -> None:
+    """Thread: takes a reserved item just before a sender is in the waiting room; the sender itself asks then."""
+    channel = Channel[Any](3)
+    handle = channel.from_thread()
+    await reserve(channel, handle, 1, 2)
+    assert Job(handle.receive).result() == 1
+    assert handle._taken == 1
+    handle.sender_parked()
+    await until(lambda: not handle._taken)
+    handle.sender_parked()
+    assert not handle._scheduled
+    assert channel.drain() == [2]
+    assert at_rest(channel)
+
+
+def test_a_loss_is_noticed_once(raw_loop: asyncio.AbstractEventLoop) -> None:
+    """Two threads notice that the loop is over: the second finds nothing to do."""
+    channel = Channel[int](1, "c")
+
+    async def main() -> Any:
+        return channel.from_thread()
+
+    handle = raw_loop.run_until_complete(main())
+    raw_loop.close()
+    handle._lost()
+    handle._lost()
+    with pytest.raises(BrokenResourceError, match=ENDED):
+        Job(handle.receive).result()

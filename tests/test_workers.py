@@ -2082,7 +2082,7 @@ class Chaos:
     """One seeded run: random jobs, failures, resizes, cancellations, and a random end."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random = Random(seed)  # noqa: S311 -- not for security
+        self.random = random = Random(seed)
         self.endings = ["leave", "error", "cancel", "shutdown", "shutdown and leave"]
         self.retry = Retry(random.randint(1, 3), delay=random.choice([0, 0.5]), on=ValueError)
         self.letters = Channel[DeadLetter[int]](math.inf)
@@ -2245,3 +2245,15 @@ async def test_a_receiving_end_is_no_dead_letter_channel() -> None:
     with pytest.raises(TypeError, match=whole(message)):
         WorkerGroup(echo, dead_letters=receiver)  # type: ignore[arg-type]
     receiver.close()
+
+
+async def test_map_that_another_thread_collects_is_stopped_in_the_loop() -> None:
+    """The garbage collector may run anywhere: the jobs are cancelled, in the event loop."""
+    async with WorkerGroup(sleepy, workers=1) as group:
+        values = group.map(range(100))
+        await anext(values)
+        await anyio.to_thread.run_sync(values.__del__)
+        await wait_all_tasks_blocked()
+        assert values._feed.stopped
+        assert group.statistics()[:5] == (1, 0, 0, 0, 0)
+    assert at_rest(group)

@@ -371,10 +371,9 @@ class Group:
         except anyio.get_cancelled_exc_class():
             raise
         except BaseException as error:
-            failure = result._fail(error)
-            # The group itself raises it.
-            if failure is not None:
-                failure.look()
+            result._fail(error)
+            # The group itself raises it, so that it counts as looked at.
+            result.exception()
             # Now, before the next in turn would be started.
             self.cancel()
             raise

@@ -115,7 +115,10 @@ class PublicBuffer(Generic[T]):
     """The buffer of an anyio stream through its public calls only."""
 
     def __init__(self, send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:
-        self.append = send.send_nowait
+        # An end of its own, since items that come back are put in even after the channel was closed.
+        sender = send.clone()
+        finalize(self, sender.close)
+        self.append = sender.send_nowait
         self.popleft = receive.receive_nowait
         self._statistics = receive.statistics
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import sysconfig
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import UnsupportedOperation
-from typing import Any, BinaryIO
+from typing import IO
 
 import anyio
+from anyio import CancelScope, open_signal_receiver
+from attrs import define, field
 
 from chanflow.demo import Digest, Summary, checksum_line, digest_tree, measure_speedup
 
 try:
     import click
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 except ModuleNotFoundError:
     sys.exit("the chanflow command needs click and rich: pip install 'chanflow[cli]'")
 
@@ -43,65 +47,133 @@ def main() -> None:
 @click.argument("path", required=False)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="one for each CPU")
 @click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
-@click.option("--output", type=click.File("wb", lazy=False), help="Write lines for sha256sum --check; - for stdout.")
-def demo(path: str | None, workers: int, backend: str, output: BinaryIO | None) -> None:
+@click.option("--output", "target", metavar="FILE", help="Write lines for sha256sum --check; - for stdout.")
+def demo(path: str | None, workers: int, backend: str, target: str | None) -> None:
     """Digest all files under PATH in a bounded pipeline.
 
     PATH is a directory or a file; by default the standard library of the Python that runs this.
     """
-    if path is not None and not os.path.exists(path):
-        msg = f"{path}: no such file or directory"
+    if path is not None and not (os.path.isfile(path) or os.path.isdir(path)):
+        what = "neither a file nor a directory" if os.path.exists(path) else "no such file or directory"
+        msg = f"{path}: {what}"
         raise UsageError(msg)
     # What is left undone after Ctrl-C is told in the summary.
     logging.getLogger("chanflow").addHandler(logging.NullHandler())
-    summary = Summary()
-    speedup = None
-    interrupted = False
-    console = Console(stderr=True)
     with ExitStack() as stack:
-        progress = stack.enter_context(make_progress(console))
-        bar = progress.add_task("digesting", total=None)
-
-        def report(digest: Digest) -> None:
-            progress.update(bar, completed=summary.files + summary.unreadable, total=summary.found)
-            if digest.error is not None:
-                click.echo(f"cannot read {digest.path}: {digest.error.strerror}", err=True)
-            elif output is not None:
-                output.write(checksum_line(digest))
-                # Now, so that a full disk is noticed and Ctrl-C leaves whole lines.
-                output.flush()
-
-        async def run() -> None:
-            nonlocal speedup
-            root = path or sysconfig.get_path("stdlib")
-            skip: list[str | int] = [] if path else [os.path.join(root, "site-packages")]
-            # What is no file of the system's has no descriptor, and can't be met in the tree.
-            with suppress(UnsupportedOperation):
-                skip += [output.fileno()] if output else []
-            await digest_tree(root, summary, report, workers=workers, skip=skip)
-            if workers > 1 and summary.sample:
-                progress.update(bar, description="measuring the speed-up")
-                speedup = await measure_speedup(summary.sample, workers)
-
+        output = None if target is None else stack.enter_context(open_output(target))
+        console = Console(stderr=True)
+        run = Run(path, workers, output, stack.enter_context(make_progress(console)))
         try:
-            anyio.run(run, backend=backend)
+            anyio.run(run.main, backend=backend)
         except* KeyboardInterrupt:
-            interrupted = True
+            run.interrupted = True
         except* BrokenPipeError:
             # Whoever reads the checksums has seen enough. Python's own last flush of stdout would complain again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except* OSError as group:
-            raise UsageError(str(group.exceptions[0])) from None
-    click.echo(describe(summary, workers, speedup), err=output is sys.stdout.buffer)
-    if interrupted:
+            raise UsageError(first_error(group)) from None
+    click.echo(run.describe(), err=target == "-")
+    if run.interrupted:
         click.echo("interrupted; this is what was done so far", err=True)
         sys.exit(INTERRUPTED)
-    if summary.unreadable:
+    if run.summary.unreadable:
         sys.exit(1)
 
 
-def make_progress(console: Any) -> Any:
+@contextmanager
+def open_output(target: str) -> Iterator[IO[bytes]]:
+    """Open the file for the checksums, or stdout."""
+    if target == "-":
+        yield sys.stdout.buffer
+        return
+    try:
+        output = open(target, "wb")  # noqa: SIM115 -- closed below
+    except OSError as error:
+        msg = f"Invalid value for '--output': {target!r}: {error.strerror}"
+        raise UsageError(msg) from None
+    try:
+        yield output
+    finally:
+        # Every line was flushed, so that an error was told already.
+        with suppress(OSError):
+            output.close()
+
+
+@define
+class Run:
+    """One run of the demo."""
+
+    path: str | None
+    workers: int
+    output: IO[bytes] | None
+    progress: Progress
+    summary: Summary = field(factory=Summary)
+    speedup: float | None = None
+    interrupted: bool = False
+    bar: TaskID = field(init=False)
+
+    async def main(self) -> None:
+        """Digest, then measure."""
+        self.bar = self.progress.add_task("digesting", total=None)
+        root = self.path or sysconfig.get_path("stdlib")
+        skip: list[str | int] = [] if self.path else [os.path.join(root, "site-packages")]
+        # What is no file of the system's has no descriptor, and can't be met in the tree.
+        with suppress(UnsupportedOperation):
+            skip += [self.output.fileno()] if self.output else []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.watch, tasks.cancel_scope)
+            await digest_tree(root, self.summary, self.report, workers=self.workers, skip=skip)
+            if self.workers > 1 and self.summary.sample:
+                self.progress.update(self.bar, description="measuring the speed-up")
+                self.speedup = await measure_speedup(self.summary.sample, self.workers)
+            tasks.cancel_scope.cancel()
+
+    def report(self, digest: Digest) -> None:
+        """Write the line of a file, or tell why there is none."""
+        summary = self.summary
+        self.progress.update(self.bar, completed=summary.files + summary.unreadable, total=summary.found)
+        if digest.error is not None:
+            click.echo(f"cannot read {digest.path}: {digest.error.strerror}", err=True)
+        elif self.output is not None:
+            self.output.write(checksum_line(digest))
+            # Now, so that a full disk is noticed and Ctrl-C leaves whole lines.
+            self.output.flush()
+
+    async def watch(self, scope: CancelScope) -> None:
+        """Stop at Ctrl-C: a KeyboardInterrupt would come only when the event loop happens to wake."""
+        # On Windows, it has to do.
+        with suppress(NotImplementedError), open_signal_receiver(signal.SIGINT) as signals:
+            async for _ in signals:
+                self.interrupted = True
+                scope.cancel()
+                break
+
+    def describe(self) -> str:
+        """Put the summary into words."""
+        summary = self.summary
+        megabytes = summary.bytes / 1e6
+        speed = megabytes / max(summary.seconds, 1e-9)
+        lines = [
+            f"files     {summary.files}" + (f" ({summary.unreadable} unreadable)" if summary.unreadable else ""),
+            f"bytes     {summary.bytes} ({megabytes:.1f} MB)",
+            f"seconds   {summary.seconds:.2f} ({speed:.1f} MB/s, {self.workers} workers)",
+        ]
+        if self.speedup is not None:
+            lines.append(
+                f"speed-up  {self.speedup:.2f} over one worker, measured on {len(summary.sample)} of the files"
+            )
+        return "\n".join(lines)
+
+
+def first_error(group: BaseException) -> str:
+    """Describe the first error of a group, however deep."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return str(group)
+
+
+def make_progress(console: Console) -> Progress:
     """Make the progress bar, which shows itself only on a terminal."""
     return Progress(
         TextColumn("{task.description}"),
@@ -112,16 +184,3 @@ def make_progress(console: Any) -> Any:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def describe(summary: Summary, workers: int, speedup: float | None) -> str:
-    """Put the summary into words."""
-    megabytes = summary.bytes / 1e6
-    lines = [
-        f"files     {summary.files}" + (f" ({summary.unreadable} unreadable)" if summary.unreadable else ""),
-        f"bytes     {summary.bytes} ({megabytes:.1f} MB)",
-        f"seconds   {summary.seconds:.2f} ({megabytes / max(summary.seconds, 1e-9):.1f} MB/s, {workers} workers)",
-    ]
-    if speedup is not None:
-        lines.append(f"speed-up  {speedup:.2f} over one worker, measured on {len(summary.sample)} of the files")
-    return "\n".join(lines)
