@@ -16,10 +16,12 @@ SOURCE = Path(chanflow.__file__).parent
 
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
-    {"_park", "_offload"},
+    {"_park", "_offload", "_room"},
     {"_state"},
+    {"_retry"},
     {"_channel"},
     {"_select", "_group", "_threads"},
+    {"_map"},
     {"_workers"},
     {"chanflow"},
     {"demo"},

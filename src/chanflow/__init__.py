@@ -7,6 +7,7 @@ from chanflow._group import Group as Group
 from chanflow._group import Result as Result
 from chanflow._group import ResultCancelledError as ResultCancelledError
 from chanflow._park import set_checkpoint_interval as set_checkpoint_interval
+from chanflow._retry import Retry as Retry
 from chanflow._select import After as After
 from chanflow._select import Case as Case
 from chanflow._select import Selectable as Selectable
@@ -19,7 +20,6 @@ from chanflow._select import ticker as ticker
 from chanflow._state import ChannelStatistics as ChannelStatistics
 from chanflow._threads import ThreadChannel as ThreadChannel
 from chanflow._workers import DeadLetter as DeadLetter
-from chanflow._workers import Retry as Retry
 from chanflow._workers import WorkerGroup as WorkerGroup
 from chanflow._workers import WorkerStatistics as WorkerStatistics
 

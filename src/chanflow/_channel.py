@@ -12,16 +12,8 @@ from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
 from chanflow._park import TIMED_OUT, Home, Waiter, running_loop
-from chanflow._state import (
-    ChannelState,
-    ChannelStatistics,
-    ClosedEnd,
-    Deliverer,
-    Delivery,
-    Outcome,
-    Overflow,
-    check_count,
-)
+from chanflow._room import Outcome
+from chanflow._state import ChannelState, ChannelStatistics, ClosedEnd, Deliverer, Delivery, Overflow, check_count
 
 if TYPE_CHECKING:
     from chanflow._threads import ThreadChannel

@@ -18,7 +18,8 @@ from anyio.abc import TaskGroup
 
 from chanflow._channel import Channel
 from chanflow._park import Home, Waiter, current_home, give_up, running_loop
-from chanflow._state import Outcome, Raised, WaitingRoom, check_count
+from chanflow._room import Outcome, WaitingRoom
+from chanflow._state import Raised, check_count
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 

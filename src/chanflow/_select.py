@@ -13,7 +13,8 @@ from attrs import define
 
 from chanflow._channel import Channel, SendChannel
 from chanflow._park import TIMED_OUT, Home, TaskWaiter, Waiter, current_home
-from chanflow._state import ChannelState, Outcome, Raised, WaitingRoom
+from chanflow._room import Outcome, WaitingRoom
+from chanflow._state import ChannelState, Raised
 
 __all__ = ["After", "Case", "Selectable", "Send", "Ticker", "after", "select", "select_nowait", "ticker"]
 

@@ -23,7 +23,7 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
 from weakref import finalize
 
@@ -36,6 +36,7 @@ from anyio import (
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up, interval, running_loop
+from chanflow._room import Outcome, WaitingRoom
 
 __all__ = [
     "ChannelState",
@@ -43,16 +44,13 @@ __all__ = [
     "ClosedEnd",
     "Deliverer",
     "Delivery",
-    "Outcome",
     "Overflow",
     "Raised",
-    "WaitingRoom",
     "check_count",
 ]
 
 T = TypeVar("T")
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
-Outcome: TypeAlias = type[Exception] | None
 
 OVERFLOWS: Final = ("block", "drop_newest", "drop_oldest")
 # So low that no room which threads made, and which was not accounted for yet, makes up for it.
@@ -206,59 +204,6 @@ class Bridge(Protocol):
     def end(self) -> None:
         """Let all threads go, as the event loop is over."""
         ...
-
-
-Entry = TypeVar("Entry", bound=tuple[Any, ...])
-
-
-class WaitingRoom(deque[Entry]):
-    """The waiters of one side, first come first served; each entry begins with the waiter and its end.
-
-    A waiter that is cancelled, or loses a select, stays as a dead entry until it reaches the head, or until half of
-    the entries may be dead. An ordered dict could remove it at once, but would make every parking cost more.
-    """
-
-    __slots__ = ("_left",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._left = 0
-
-    def leave(self) -> None:
-        """Take note that a waiter of this room is done without having been woken from here."""
-        # One that was skipped meanwhile is counted too; the room is then swept earlier than needed.
-        self._left += 1
-        if self._left * 2 > len(self):
-            self._keep([entry for entry in self if not entry[0].done()])
-
-    def forget(self, which: Callable[[Entry], bool]) -> None:
-        """Let some go without a word."""
-        self._keep([entry for entry in self if not which(entry)])
-
-    def _keep(self, entries: list[Entry]) -> None:
-        self.clear()
-        self.extend(entries)
-        self._left = 0
-
-    def any_live(self) -> bool:
-        """Tell whether anybody waits, clearing away the dead at the head."""
-        while self:
-            if not self[0][0].done():
-                return True
-            self.popleft()
-        return False
-
-    def count_live(self) -> int:
-        """Count those who wait."""
-        return sum(not entry[0].done() for entry in self)
-
-    def dismiss(self, outcome: Outcome, which: Callable[[Entry], bool] | None = None) -> None:
-        """End the waiting, for all or for some."""
-        dismissed = [entry for entry in self if which is None or which(entry)]
-        self._keep([] if which is None else [entry for entry in self if not which(entry)])
-        for entry in dismissed:
-            if not entry[0].done():
-                entry[0].set_result(outcome)
 
 
 class ChannelState(Generic[T]):

@@ -27,7 +27,8 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
 import chanflow._channel
 from chanflow._park import Home
-from chanflow._state import ChannelState, Outcome
+from chanflow._room import Outcome
+from chanflow._state import ChannelState
 
 __all__ = ["ThreadChannel"]
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
-from random import Random
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 from weakref import WeakSet
@@ -24,13 +22,15 @@ import anyio
 import anyio.lowlevel
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import TaskGroup
-from attrs import field, frozen
 
 from chanflow._channel import Channel, SendChannel
 from chanflow._group import Failure, Result
+from chanflow._map import Feed, Mapping
 from chanflow._offload import Offload, is_async, run_in_thread
 from chanflow._park import Home, current_home, give_up, running_loop
-from chanflow._state import WaitingRoom, check_count
+from chanflow._retry import Retry, check_seconds
+from chanflow._room import WaitingRoom
+from chanflow._state import check_count
 
 __all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
 
@@ -38,84 +38,6 @@ Job = TypeVar("Job")
 R = TypeVar("R")
 
 logger = logging.getLogger("chanflow")
-uniform = Random().uniform  # noqa: S311 -- not for security
-"""Of our own generator, so that a program that seeds `random` stays reproducible."""
-
-
-def check_seconds(argument: str, value: float, *, positive: bool = False) -> None:
-    """Refuse what is not a duration, naming the argument, the rule and the value."""
-    if not (value > 0 if positive else value >= 0):
-        msg = f"{argument} must be {'>' if positive else '>='} 0, got {value}"
-        raise ValueError(msg)
-
-
-@frozen
-class Retry:
-    """When to attempt a failed job again: exponential backoff with jitter.
-
-    After the n-th failed attempt the job waits `delay * factor ** (n - 1)` seconds, at most `max_delay`, less a
-    random share of up to `jitter` of that, so that jobs that failed together don't come back together.
-
-    Args:
-        attempts: how often to attempt a job altogether, at least 1.
-        delay: seconds to wait after the first failed attempt, at least 0.
-        factor: what the wait grows by with each attempt, at least 1.
-        max_delay: the most seconds to wait, at least 0.
-        jitter: the share of the wait that is random, from 0 to 1.
-        on: the classes of errors that are worth another attempt, or a function that tells of an error whether it is.
-
-    Raises:
-        ValueError: a number is out of its bounds.
-        TypeError: `attempts` is not an int.
-
-    Source:
-        "Exponential Backoff and Jitter", AWS Architecture Blog; `jitter=1` is its full jitter.
-    """
-
-    attempts: int = field()
-    delay: float = field(default=0.1, kw_only=True)
-    factor: float = field(default=2.0, kw_only=True)
-    max_delay: float = field(default=60.0, kw_only=True)
-    jitter: float = field(default=0.5, kw_only=True)
-    on: type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool] = field(
-        default=Exception, kw_only=True
-    )
-
-    def __attrs_post_init__(self) -> None:
-        check_count("attempts", self.attempts, 1)
-        check_seconds("delay", self.delay)
-        check_seconds("max_delay", self.max_delay)
-        if not self.factor >= 1:
-            msg = f"factor must be >= 1, got {self.factor}"
-            raise ValueError(msg)
-        if not 0 <= self.jitter <= 1:
-            msg = f"jitter must be from 0 to 1, got {self.jitter}"
-            raise ValueError(msg)
-
-    def wants(self, error: Exception, attempts: int) -> bool:
-        """Tell whether a job is worth another attempt.
-
-        Args:
-            error: what the last attempt failed with.
-            attempts: how many there were, at least 1.
-        """
-        if attempts >= self.attempts:
-            return False
-        if isinstance(self.on, type | tuple):
-            return isinstance(error, self.on)
-        return self.on(error)
-
-    def backoff(self, attempts: int) -> float:
-        """Draw how many seconds to wait for the next attempt.
-
-        Args:
-            attempts: how many there were, at least 1.
-        """
-        try:
-            wait = min(self.delay * float(self.factor) ** (attempts - 1), self.max_delay)
-        except OverflowError:
-            wait = self.max_delay if self.delay else 0.0
-        return wait * (1 - uniform(0, self.jitter))
 
 
 class DeadLetter(NamedTuple, Generic[Job]):
@@ -814,140 +736,3 @@ class WorkerGroup(Generic[Job, R]):
             cancelled=self._cancelled,
             retries=self._retries,
         )
-
-
-class Feed(Generic[Job, R]):
-    """The submitting side of a `WorkerGroup.map`."""
-
-    def __init__(self, group: WorkerGroup[Job, R], jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool) -> None:
-        self._group = group
-        self._jobs = jobs
-        self._ordered = ordered
-        # An item for each job between its submission and the iteration over its result.
-        self.window: Channel[None] = Channel(group._limit + group._queue.capacity, "window of a map")
-        self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
-        self.unfinished: set[Result[R]] = set()
-        self.error: Exception | None = None
-        self.started = False
-        self.stopped = False
-        self._scope = anyio.CancelScope()
-        # Results that are still to come, and the end of the jobs.
-        self._coming = 1
-
-    def start(self) -> None:
-        """Begin to submit."""
-        self._group._check_open()
-        assert self._group._tasks is not None
-        self.started = True
-        self._group._feeds.add(self)
-        self._group._tasks.start_soon(self._run, name="WorkerGroup.map")
-
-    async def _run(self) -> None:
-        try:
-            with self._scope:
-                await self._submit_all()
-        except Exception as error:  # noqa: BLE001 -- the iterating task raises it
-            self.error = error
-        except BaseException:
-            # The group is being cancelled, maybe before it stops.
-            self.refuse()
-            raise
-        finally:
-            self._group._feeds.discard(self)
-            self._came()
-
-    async def _submit_all(self) -> None:
-        source: Any = self._jobs
-        jobs: Any = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
-        while True:
-            # Before the job, so that none is read that has no place.
-            await self.window.send(None)
-            try:
-                job = await anext(jobs) if isinstance(source, AsyncIterable) else next(jobs)
-            except (StopIteration, StopAsyncIteration):
-                return
-            await self._submit(job)
-
-    async def _submit(self, job: Job) -> None:
-        result = await self._group.submit(job)
-        if self.stopped:
-            result.cancel()
-        self.unfinished.add(result)
-        if self._ordered:
-            self.results.send_nowait(result)
-        else:
-            self._coming += 1
-            result._when_done(self._came)
-
-    def _came(self, result: Result[R] | None = None) -> None:
-        if result is not None:
-            self.results.send_nowait(result)
-        self._coming -= 1
-        if not self._coming:
-            self.results.close()
-
-    def refuse(self) -> None:
-        """Submit no more, since the group has stopped."""
-        self.error = self.error or ClosedResourceError("the worker group is shutting down")
-        self._scope.cancel()
-
-    def drop(self) -> None:
-        """Stop, from wherever the iterator was collected."""
-        home = self._group._home
-        if self.stopped or not self.started or home is None:
-            return
-        if home.here():
-            self.stop()
-        else:
-            with suppress(RuntimeError):
-                home.call_soon(self.stop)
-
-    def stop(self) -> None:
-        """Stop submitting, and cancel what is not finished."""
-        self.stopped = True
-        self._scope.cancel()
-        for result in self.unfinished:
-            result.cancel()
-
-
-class Mapping(AsyncIterator[R]):
-    """The iterating side of a `WorkerGroup.map`.
-
-    It is not a generator, because on trio a generator that is left early warns unless it is closed by hand. The
-    submitting task doesn't know of it, so that it goes away, and stops the other, as soon as it is dropped.
-    """
-
-    def __init__(self, feed: Feed[Any, R]) -> None:
-        self._feed = feed
-
-    async def __anext__(self) -> R:
-        feed = self._feed
-        if feed.stopped:
-            raise StopAsyncIteration
-        if not feed.started:
-            feed.start()
-        try:
-            # Unlike `receive`, this takes no error of a job for the end.
-            async for result in feed.results:
-                value = await result
-                feed.unfinished.remove(result)
-                feed.window.receive_nowait()
-                return value
-        except BaseException:
-            feed.stop()
-            raise
-        feed.stop()
-        if feed.error is not None:
-            raise feed.error
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        """End the iteration: submit no more, and cancel the jobs that are not finished.
-
-        Cancellation:
-            Not a checkpoint: it always ends.
-        """
-        self._feed.stop()
-
-    def __del__(self) -> None:
-        self._feed.drop()

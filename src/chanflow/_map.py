@@ -1,0 +1,159 @@
+"""`WorkerGroup.map`: jobs in, results out, with a bounded window between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import anyio
+from anyio import ClosedResourceError
+
+from chanflow._channel import Channel
+from chanflow._group import Result
+
+if TYPE_CHECKING:
+    from chanflow._workers import WorkerGroup
+
+__all__ = ["Feed", "Mapping"]
+
+Job = TypeVar("Job")
+R = TypeVar("R")
+
+
+class Feed(Generic[Job, R]):
+    """The submitting side of a `WorkerGroup.map`."""
+
+    def __init__(self, group: WorkerGroup[Job, R], jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool) -> None:
+        self._group = group
+        self._jobs = jobs
+        self._ordered = ordered
+        # An item for each job between its submission and the iteration over its result.
+        self.window: Channel[None] = Channel(group._limit + group._queue.capacity, "window of a map")
+        self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
+        self.unfinished: set[Result[R]] = set()
+        self.error: Exception | None = None
+        self.started = False
+        self.stopped = False
+        self._scope = anyio.CancelScope()
+        # Results that are still to come, and the end of the jobs.
+        self._coming = 1
+
+    def start(self) -> None:
+        """Begin to submit."""
+        self._group._check_open()
+        assert self._group._tasks is not None
+        self.started = True
+        self._group._feeds.add(self)
+        self._group._tasks.start_soon(self._run, name="WorkerGroup.map")
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._submit_all()
+        except Exception as error:  # noqa: BLE001 -- the iterating task raises it
+            self.error = error
+        except BaseException:
+            # The group is being cancelled, maybe before it stops.
+            self.refuse()
+            raise
+        finally:
+            self._group._feeds.discard(self)
+            self._came()
+
+    async def _submit_all(self) -> None:
+        source: Any = self._jobs
+        jobs: Any = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
+        while True:
+            # Before the job, so that none is read that has no place.
+            await self.window.send(None)
+            try:
+                job = await anext(jobs) if isinstance(source, AsyncIterable) else next(jobs)
+            except (StopIteration, StopAsyncIteration):
+                return
+            await self._submit(job)
+
+    async def _submit(self, job: Job) -> None:
+        result = await self._group.submit(job)
+        if self.stopped:
+            result.cancel()
+        self.unfinished.add(result)
+        if self._ordered:
+            self.results.send_nowait(result)
+        else:
+            self._coming += 1
+            result._when_done(self._came)
+
+    def _came(self, result: Result[R] | None = None) -> None:
+        if result is not None:
+            self.results.send_nowait(result)
+        self._coming -= 1
+        if not self._coming:
+            self.results.close()
+
+    def refuse(self) -> None:
+        """Submit no more, since the group has stopped."""
+        self.error = self.error or ClosedResourceError("the worker group is shutting down")
+        self._scope.cancel()
+
+    def drop(self) -> None:
+        """Stop, from wherever the iterator was collected."""
+        home = self._group._home
+        if self.stopped or not self.started or home is None:
+            return
+        if home.here():
+            self.stop()
+        else:
+            with suppress(RuntimeError):
+                home.call_soon(self.stop)
+
+    def stop(self) -> None:
+        """Stop submitting, and cancel what is not finished."""
+        self.stopped = True
+        self._scope.cancel()
+        for result in self.unfinished:
+            result.cancel()
+
+
+class Mapping(AsyncIterator[R]):
+    """The iterating side of a `WorkerGroup.map`.
+
+    It is not a generator, because on trio a generator that is left early warns unless it is closed by hand. The
+    submitting task doesn't know of it, so that it goes away, and stops the other, as soon as it is dropped.
+    """
+
+    def __init__(self, feed: Feed[Any, R]) -> None:
+        self._feed = feed
+
+    async def __anext__(self) -> R:
+        feed = self._feed
+        if feed.stopped:
+            raise StopAsyncIteration
+        if not feed.started:
+            feed.start()
+        try:
+            # Unlike `receive`, this takes no error of a job for the end.
+            async for result in feed.results:
+                value = await result
+                feed.unfinished.remove(result)
+                feed.window.receive_nowait()
+                return value
+        except BaseException:
+            feed.stop()
+            raise
+        feed.stop()
+        if feed.error is not None:
+            raise feed.error
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the iteration: submit no more, and cancel the jobs that are not finished.
+
+        Cancellation:
+            Not a checkpoint: it always ends.
+        """
+        self._feed.stop()
+
+    def __del__(self) -> None:
+        self._feed.drop()

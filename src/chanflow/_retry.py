@@ -1,0 +1,91 @@
+"""When to attempt a failed job again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from attrs import field, frozen
+
+from chanflow._state import check_count
+
+__all__ = ["Retry", "check_seconds"]
+
+uniform = Random().uniform  # noqa: S311 -- not for security
+"""Of our own generator, so that a program that seeds `random` stays reproducible."""
+
+
+def check_seconds(argument: str, value: float, *, positive: bool = False) -> None:
+    """Refuse what is not a duration, naming the argument, the rule and the value."""
+    if not (value > 0 if positive else value >= 0):
+        msg = f"{argument} must be {'>' if positive else '>='} 0, got {value}"
+        raise ValueError(msg)
+
+
+@frozen
+class Retry:
+    """When to attempt a failed job again: exponential backoff with jitter.
+
+    After the n-th failed attempt the job waits `delay * factor ** (n - 1)` seconds, at most `max_delay`, less a
+    random share of up to `jitter` of that, so that jobs that failed together don't come back together.
+
+    Args:
+        attempts: how often to attempt a job altogether, at least 1.
+        delay: seconds to wait after the first failed attempt, at least 0.
+        factor: what the wait grows by with each attempt, at least 1.
+        max_delay: the most seconds to wait, at least 0.
+        jitter: the share of the wait that is random, from 0 to 1.
+        on: the classes of errors that are worth another attempt, or a function that tells of an error whether it is.
+
+    Raises:
+        ValueError: a number is out of its bounds.
+        TypeError: `attempts` is not an int.
+
+    Source:
+        "Exponential Backoff and Jitter", AWS Architecture Blog; `jitter=1` is its full jitter.
+    """
+
+    attempts: int = field()
+    delay: float = field(default=0.1, kw_only=True)
+    factor: float = field(default=2.0, kw_only=True)
+    max_delay: float = field(default=60.0, kw_only=True)
+    jitter: float = field(default=0.5, kw_only=True)
+    on: type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool] = field(
+        default=Exception, kw_only=True
+    )
+
+    def __attrs_post_init__(self) -> None:
+        check_count("attempts", self.attempts, 1)
+        check_seconds("delay", self.delay)
+        check_seconds("max_delay", self.max_delay)
+        if not self.factor >= 1:
+            msg = f"factor must be >= 1, got {self.factor}"
+            raise ValueError(msg)
+        if not 0 <= self.jitter <= 1:
+            msg = f"jitter must be from 0 to 1, got {self.jitter}"
+            raise ValueError(msg)
+
+    def wants(self, error: Exception, attempts: int) -> bool:
+        """Tell whether a job is worth another attempt.
+
+        Args:
+            error: what the last attempt failed with.
+            attempts: how many there were, at least 1.
+        """
+        if attempts >= self.attempts:
+            return False
+        if isinstance(self.on, type | tuple):
+            return isinstance(error, self.on)
+        return self.on(error)
+
+    def backoff(self, attempts: int) -> float:
+        """Draw how many seconds to wait for the next attempt.
+
+        Args:
+            attempts: how many there were, at least 1.
+        """
+        try:
+            wait = min(self.delay * float(self.factor) ** (attempts - 1), self.max_delay)
+        except OverflowError:
+            wait = self.max_delay if self.delay else 0.0
+        return wait * (1 - uniform(0, self.jitter))
