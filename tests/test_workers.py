@@ -12,6 +12,7 @@ import logging
 import math
 import re
 import tracemalloc
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -2256,4 +2257,23 @@ async def test_map_that_another_thread_collects_is_stopped_in_the_loop() -> None
         await wait_all_tasks_blocked()
         assert values._feed.stopped
         assert group.statistics()[:5] == (1, 0, 0, 0, 0)
+    assert at_rest(group)
+
+
+async def test_results_do_not_keep_their_jobs() -> None:
+    """A job is let go as soon as it has ended, whoever keeps its result."""
+
+    class Job:
+        pass
+
+    job = Job()
+    gone = weakref.ref(job)
+    async with WorkerGroup(echo) as group:
+        result = group.submit_nowait(job)
+        await result
+        assert gone() is job
+        result._value = None  # type: ignore[assignment] # the handler gave the job back
+        del job
+        await wait_all_tasks_blocked()
+        assert gone() is None
     assert at_rest(group)

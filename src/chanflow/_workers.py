@@ -14,6 +14,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Itera
 from contextvars import ContextVar
 from functools import partial
 from inspect import isawaitable
+from reprlib import repr as shorten
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 from weakref import WeakSet
@@ -456,6 +457,8 @@ class WorkerGroup(Generic[Job, R]):
                     if not result.done:
                         result._succeed(value)
                         self._succeeded += 1
+                    # An idle worker need not keep it.
+                    del value
             self._put_down(worker)
 
     async def _run(self, result: JobResult[R]) -> R:
@@ -512,6 +515,8 @@ class WorkerGroup(Generic[Job, R]):
                 self._end_cancelled(result)
             else:
                 self._leave_over(result)
+        # Whoever keeps the result need not keep the job.
+        result.job = None
         self._let_go()
 
     def _let_go(self) -> None:
@@ -614,7 +619,7 @@ class WorkerGroup(Generic[Job, R]):
         result._end_cancelled()
 
     def _fail(self, result: JobResult[R], error: Exception) -> None:
-        failure = result._fail(error, f"job {result.job!r}")
+        failure = result._fail(error, f"job {shorten(result.job)}")
         if failure is not None:
             self._failed += 1
             self._failures.add(failure)
