@@ -34,8 +34,8 @@ class Feed(Generic[Job, R]):
         self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
         self.unfinished: set[Result[R]] = set()
         self.error: Exception | None = None
-        self.started = False
-        self.stopped = False
+        self.started: bool = False
+        self.stopped: bool = False
         self._scope = anyio.CancelScope()
         # Results that are still to come, and the end of the jobs.
         self._coming = 1

@@ -23,6 +23,7 @@ from abc import ABC, abstractmethod
 from asyncio import _get_running_loop as running_loop
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -219,7 +220,11 @@ class AsyncioHome(Home):
     loop: asyncio.AbstractEventLoop  # pyright: ignore[reportIncompatibleVariableOverride] # never assigned again
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop, loop.create_future)
+        make = loop.create_future
+        if getattr(type(loop), "create_future", None) is asyncio.BaseEventLoop.create_future:
+            # What that does, without a Python call for each wait.
+            make = partial(asyncio.Future, loop=loop)
+        super().__init__(loop, make)
 
     async def checkpoint(self) -> None:
         self.left = interval.left
