@@ -631,7 +631,7 @@ async def test_use_in_another_loop() -> None:
         await channel.receive()
     message = (
         r"^channel 'jobs' belongs to another event loop; "
-        r"use channel.from_thread\(\) to reach it from another loop or thread$"
+        r"call channel.from_thread\(\) there, and use here what it returns$"
     )
 
     async def elsewhere() -> None:

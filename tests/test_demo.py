@@ -211,6 +211,14 @@ def test_a_full_disk(tree: Path, backend: str, target: str) -> None:
     assert not done.stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this machine")
+def test_a_full_disk_for_the_summary(tree: Path) -> None:
+    """The summary itself may find no room."""
+    with Path("/dev/full").open("wb") as full:
+        done = demo(tree, stdout=full, stderr=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, done.stderr) == (2, b"Error: stdout: No space left on device\n")
+
+
 @pytest.fixture
 def huge_tree(tree: Path) -> Path:
     """Add a file that is hashed for longer than anybody waits."""
@@ -248,9 +256,13 @@ def test_ctrl_c_tells_what_was_done(huge_tree: Path, backend: str, workers: str,
     assert rest == b""
     assert list(digests(b"".join(lines))) == [os.fsencode(huge_tree / name) for name in ("a", "e", "b/c")]
     summary = errors.decode().splitlines()
-    assert (summary[0], summary[1]) == ("files     3", "bytes     5000 (0.0 MB)")
-    assert summary[2].startswith("seconds   ")
-    assert summary[3:] == ["interrupted; this is what was done so far"]
+    assert summary[:3] == [
+        "interrupted; this is what was done so far:",
+        "files     3",
+        "bytes     5000 (0.0 MB)",
+    ]
+    assert summary[3].startswith("seconds   ")
+    assert not summary[4:]
 
 
 def test_a_closed_pipe(tree: Path, backend: str, start: Any) -> None:

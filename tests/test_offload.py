@@ -413,7 +413,10 @@ async def test_a_sync_handler_can_not_submit_by_itself() -> None:
         group.submit_nowait(job)
 
     async with WorkerGroup(handle) as group:
-        with pytest.raises(RuntimeError, match=whole("this WorkerGroup belongs to another event loop")):
+        with pytest.raises(
+            RuntimeError,
+            match=whole("this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"),
+        ):
             await group.submit_nowait(1)
     assert at_rest(group)
 

@@ -396,8 +396,7 @@ async def test_awaiting_in_another_event_loop_is_refused() -> None:
 async def test_receiving_in_another_event_loop_is_refused() -> None:
     """As from any channel of another loop."""
     message = whole(
-        "channel 'result' belongs to another event loop; "
-        "use channel.from_thread() to reach it from another loop or thread"
+        "channel 'result' belongs to another event loop; call channel.from_thread() there, and use here what it returns"
     )
 
     async def receive() -> None:

@@ -860,8 +860,7 @@ async def test_channel_of_another_loop(other: str) -> None:
     """A channel that belongs to an event loop is refused in another, in either direction."""
     channel = Channel[int](0, "home")
     message = (
-        "channel 'home' belongs to another event loop; "
-        "use channel.from_thread() to reach it from another loop or thread"
+        "channel 'home' belongs to another event loop; call channel.from_thread() there, and use here what it returns"
     )
     kept: list[Any] = []
 
@@ -936,7 +935,7 @@ async def test_waiting_makes_the_channel_at_home() -> None:
     thread = threading.Thread(target=lambda: anyio.run(elsewhere))
     thread.start()
     thread.join()
-    rest = "belongs to another event loop; use channel.from_thread() to reach it from another loop or thread"
+    rest = "belongs to another event loop; call channel.from_thread() there, and use here what it returns"
     assert list(map(str, kept)) == [f"channel 'in' {rest}", f"channel 'out' {rest}"]
     assert at_rest(inbox)
     assert at_rest(outbox)

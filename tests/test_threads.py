@@ -1172,7 +1172,7 @@ async def test_close_in_the_loops_own_thread_does_not_wait() -> None:
 
 ELSEWHERE = (
     r"\Achannel 'c' belongs to another event loop; "
-    r"use channel.from_thread\(\) to reach it from another loop or thread\Z"
+    r"call channel.from_thread\(\) there, and use here what it returns\Z"
 )
 USES: dict[str, Callable[[Channel[int]], object]] = {
     "send_nowait": lambda channel: channel.send_nowait(1),

@@ -449,3 +449,11 @@ async def test_timer_that_comes_just_after_the_hand_over() -> None:
     assert errors == []
     assert select_nowait(timer).channel is timer
     assert at_rest(channel)
+
+
+async def test_times_are_numbers() -> None:
+    """What is no number is refused by name."""
+    with pytest.raises(TypeError, match=r"^seconds must be a number, got '1'$"):
+        after("1")  # type: ignore[arg-type] # that is the point
+    with pytest.raises(TypeError, match=r"^interval must be a number, got None$"):
+        ticker(None)  # type: ignore[arg-type] # that is the point

@@ -45,7 +45,7 @@ DEADLOCK = (
 )
 SHUTTING_DOWN = "the worker group is shutting down"
 OUTSIDE = "a WorkerGroup accepts jobs only inside of its `async with` block"
-ELSEWHERE = "this WorkerGroup belongs to another event loop"
+ELSEWHERE = "this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"
 BAD_SHUTDOWN = "shutdown must be called inside of the group's block, and not by one of its handlers"
 
 

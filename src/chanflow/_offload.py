@@ -48,8 +48,13 @@ async def run_in_thread(
     Cancellation:
         Waits for the thread first: a running thread can't be stopped.
     """
+
+    def call() -> list[T]:
+        # In a list, because trio refuses a coroutine in words that say nothing of the handler.
+        return [fn(job)]
+
     if timeout is None:
-        return await to_thread.run_sync(fn, job, limiter=limiter)
+        return (await to_thread.run_sync(call, limiter=limiter))[0]
     late: list[TimeoutError] = []
 
     async def watch() -> None:
@@ -65,7 +70,7 @@ async def run_in_thread(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             try:
-                value = await to_thread.run_sync(fn, job, limiter=limiter)
+                [value] = await to_thread.run_sync(call, limiter=limiter)
             except Exception as error:  # noqa: BLE001 -- raised below: the task group would wrap it
                 failed = error
             tasks.cancel_scope.cancel()

@@ -17,6 +17,9 @@ uniform = Random().uniform  # noqa: S311 -- not for security
 
 def check_seconds(argument: str, value: float, *, positive: bool = False) -> None:
     """Refuse what is not a duration, naming the argument, the rule and the value."""
+    if not isinstance(value, int | float):
+        msg = f"{argument} must be a number, got {value!r}"
+        raise TypeError(msg)
     if not (value > 0 if positive else value >= 0):
         msg = f"{argument} must be {'>' if positive else '>='} 0, got {value}"
         raise ValueError(msg)
@@ -39,7 +42,7 @@ class Retry:
 
     Raises:
         ValueError: a number is out of its bounds.
-        TypeError: `attempts` is not an int.
+        TypeError: `attempts` is not an int, another figure is no number, or `on` is none of these.
 
     Source:
         "Exponential Backoff and Jitter", AWS Architecture Blog; `jitter=1` is its full jitter.
@@ -61,6 +64,10 @@ class Retry:
         if not self.factor >= 1:
             msg = f"factor must be >= 1, got {self.factor}"
             raise ValueError(msg)
+        kinds = self.on if isinstance(self.on, tuple) else (self.on,)
+        if not callable(self.on) and not all(isinstance(kind, type) for kind in kinds):
+            msg = f"on must be an error class, a tuple of them or a function, got {self.on!r}"
+            raise TypeError(msg)
         if not 0 <= self.jitter <= 1:
             msg = f"jitter must be from 0 to 1, got {self.jitter}"
             raise ValueError(msg)

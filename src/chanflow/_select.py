@@ -128,9 +128,12 @@ class Timer:
 
     __slots__ = ("_due", "_home")
 
-    def __init__(self, argument: str, seconds: float, least: str, *, valid: bool) -> None:
-        if not valid:
-            msg = f"{argument} must be {least}, got {seconds}"
+    def __init__(self, argument: str, seconds: float, rule: str, valid: Callable[[float], bool]) -> None:
+        if not isinstance(seconds, int | float):
+            msg = f"{argument} must be a number, got {seconds!r}"
+            raise TypeError(msg)
+        if not valid(seconds):
+            msg = f"{argument} must be {rule}, got {seconds}"
             raise ValueError(msg)
         home = current_home()
         if home is None:
@@ -183,13 +186,14 @@ def after(seconds: float) -> After:
         A case for `select`, whose item is the time on the event loop's clock at which it was due.
 
     Raises:
-        ValueError: `seconds` is negative or not a number.
+        ValueError: `seconds` is negative or NaN.
+        TypeError: `seconds` is not a number.
         RuntimeError: called outside of asyncio and trio, or used in another event loop.
 
     Source:
         Go, time.After.
     """
-    return After("seconds", seconds, ">= 0", valid=seconds >= 0)
+    return After("seconds", seconds, ">= 0", lambda seconds: seconds >= 0)
 
 
 class Ticker(Timer):
@@ -198,7 +202,7 @@ class Ticker(Timer):
     __slots__ = ("_closed", "_interval", "_room")
 
     def __init__(self, interval: float) -> None:
-        super().__init__("interval", interval, "> 0 and finite", valid=0 < interval < math.inf)
+        super().__init__("interval", interval, "> 0 and finite", lambda interval: 0 < interval < math.inf)
         self._interval = interval
         self._closed = False
         self._room: WaitingRoom[tuple[Waiter, Any]] = WaitingRoom()
@@ -269,6 +273,7 @@ def ticker(interval: float) -> Ticker:
 
     Raises:
         ValueError: `interval` is not greater than 0 or not finite.
+        TypeError: `interval` is not a number.
         RuntimeError: called outside of asyncio and trio, or used in another event loop.
 
     Source:
@@ -366,7 +371,8 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         BrokenResourceError: the case that happened is a `Send` to a channel without receivers.
         TypeError: something is not a case.
         RuntimeError: a channel belongs to another event loop.
-        Exception: the case that happened is the `Result` of a task that failed; its error.
+        Exception: the case that happened is the `Result` of a task that failed; its error. The results that are
+            `done` tell which it may be.
 
     Cancellation:
         Atomic: if the call is cancelled, no case happened. Once a `Send` was taken, the call returns

@@ -308,8 +308,7 @@ class ChannelState(Generic[T]):
             self.evict()
         elif home.thread != threading.get_ident() or current_home() is not None:
             msg = (
-                f"{self} belongs to another event loop; "
-                "use channel.from_thread() to reach it from another loop or thread"
+                f"{self} belongs to another event loop; call channel.from_thread() there, and use here what it returns"
             )
             raise RuntimeError(msg)
 

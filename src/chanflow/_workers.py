@@ -121,8 +121,9 @@ class WorkerGroup(Generic[Job, R]):
 
     Args:
         handler: called with each job. An async function runs in the event loop; a sync one in a thread.
-        workers: how many handlers may run at the same time, at least 1.
+        workers: how many handlers may run at the same time, at least 1; 10 by default.
         buffer: how many jobs may wait for a worker before submitting waits, at least 0; `math.inf` for no bound.
+            100 by default.
         retry: when to attempt a failed job again; None for never.
         timeout: seconds that each attempt may take, greater than 0; None for no bound. The attempt then fails with
             TimeoutError.
@@ -307,7 +308,7 @@ class WorkerGroup(Generic[Job, R]):
             msg = "a WorkerGroup accepts jobs only inside of its `async with` block"
             raise RuntimeError(msg)
         if not (home.loop is running_loop() or home.here()):
-            msg = "this WorkerGroup belongs to another event loop"
+            msg = "this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"
             raise RuntimeError(msg)
         if self._closing:
             worker = inside.get()

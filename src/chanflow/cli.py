@@ -68,14 +68,24 @@ def demo(path: str | None, workers: int, backend: str, target: str | None) -> No
         except* KeyboardInterrupt:
             run.interrupted = True
         except* BrokenPipeError:
-            # Whoever reads the checksums has seen enough. Python's own last flush of stdout would complain again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever reads the checksums has seen enough.
+            mute_stdout()
             sys.exit(1)
         except* OSError as group:
             raise UsageError(first_error(group)) from None
-    click.echo(run.describe(), err=target == "-")
     if run.interrupted:
-        click.echo("interrupted; this is what was done so far", err=True)
+        click.echo("interrupted; this is what was done so far:", err=True)
+    try:
+        click.echo(run.describe(), err=target == "-")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        mute_stdout()
+        sys.exit(1)
+    except OSError as error:
+        mute_stdout()
+        msg = f"stdout: {error.strerror}"
+        raise UsageError(msg) from None
+    if run.interrupted:
         sys.exit(INTERRUPTED)
     if run.summary.unreadable:
         sys.exit(1)
@@ -164,6 +174,11 @@ class Run:
                 f"speed-up  {self.speedup:.2f} over one worker, measured on {len(summary.sample)} of the files"
             )
         return "\n".join(lines)
+
+
+def mute_stdout() -> None:
+    """Let Python's own last flush of stdout not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def first_error(group: BaseException) -> str:
