@@ -247,3 +247,26 @@ def test_two_loops_in_turns() -> None:
     assert loops[1].run_until_complete(look()) is second
     for loop in loops:
         loop.close()
+
+
+def test_a_loop_with_futures_of_its_own() -> None:
+    """A loop that makes its own futures is asked for them."""
+    made: list[Any] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def create_future(self) -> Any:
+            made.append(super().create_future())
+            return made[-1]
+
+    async def main() -> int:
+        channel = Channel[int]()
+        async with Group() as group:
+            group.go(channel.send, 1)
+            made.clear()
+            received = await channel.receive()
+        assert at_rest(channel)
+        return received
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        assert runner.run(main()) == 1
+    assert made
