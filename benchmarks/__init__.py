@@ -1,0 +1,1 @@
+"""Measure chanflow and its peers side by side: `python -m benchmarks`."""

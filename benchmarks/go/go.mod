@@ -1,0 +1,3 @@
+module chanflow/benchmarks
+
+go 1.21
