@@ -253,7 +253,8 @@ class WorkerGroup(Generic[Job, R]):
             The result channel of the job.
 
         Raises:
-            ClosedResourceError: the group is shutting down; jobs may then only be submitted by its own handlers.
+            ClosedResourceError: the group is over or shutting down; jobs may then only be submitted by its own
+                handlers.
             RuntimeError: the group was not entered or belongs to another event loop; or the group is full and
                 every one of its handlers waits for room in it, this one included, so that room could never come.
 
@@ -305,6 +306,10 @@ class WorkerGroup(Generic[Job, R]):
     def _check_open(self) -> Home:
         home = self._home
         if home is None:
+            if self._tasks is not None:
+                # As for those who come while it ends: it is only a moment later.
+                msg = "the worker group is over"
+                raise ClosedResourceError(msg)
             msg = "a WorkerGroup accepts jobs only inside of its `async with` block"
             raise RuntimeError(msg)
         if not (home.loop is running_loop() or home.here()):
