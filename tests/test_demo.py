@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from chanflow.cli import main
 from chanflow.demo import Digest, Summary, checksum_line, digest_tree
 
-PATIENCE = 15.0
+PATIENCE = 60.0
 COMMAND = [str(Path(sys.executable).with_name("chanflow"))]
 if not Path(COMMAND[0]).exists():
     COMMAND = [sys.executable, "-c", "import sys; from chanflow.cli import main; sys.exit(main(prog_name='chanflow'))"]
