@@ -7,10 +7,17 @@ from typing import Any
 
 import pytest
 import trio.testing
+from hypothesis import settings
 
 from chanflow import _state
 from chanflow._channel import Channel
 from tests.virtual_time import VirtualTimeLoop
+
+
+# The same examples each time, so that a failure is everybody's; `--hypothesis-profile=explore` looks for new ones.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
