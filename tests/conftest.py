@@ -13,7 +13,6 @@ from chanflow import _state
 from chanflow._channel import Channel
 from tests.virtual_time import VirtualTimeLoop
 
-
 # The same examples each time, so that a failure is everybody's; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)

@@ -186,7 +186,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, max_size=40), capacity=st.sampled_from([0, 1, 2, 10, math.inf]))
 def test_any_program_conserves_items(kind: str, steps: list[tuple[str, int]], capacity: float) -> None:
     """Hypothesis looks for the shortest program that loses or doubles an item."""

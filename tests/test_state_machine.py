@@ -258,5 +258,5 @@ class ChannelMachine(RuleBasedStateMachine):
         assert self.out == sorted(self.out)
 
 
-ChannelMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+ChannelMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestChannelMachine = ChannelMachine.TestCase
