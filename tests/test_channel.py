@@ -444,7 +444,7 @@ async def test_end_closed_during_a_checkpoint() -> None:
             end: Any = sender.clone() if operation.__code__.co_names[0].startswith("send") else receiver.clone()
 
             async def refused(end: Any = end, operation: Any = operation) -> None:
-                channel._state.home.left = 0
+                channel._state.home.renew(0)
                 with pytest.raises(ClosedResourceError):
                     await operation(end)
 

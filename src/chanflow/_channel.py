@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
-from chanflow._park import TIMED_OUT, Home, Waiter, running_loop
+from chanflow._park import TIMED_OUT, Home, Waiter
 from chanflow._room import Outcome
-from chanflow._state import ChannelState, ChannelStatistics, ClosedEnd, Deliverer, Delivery, Overflow, check_count
+from chanflow._state import ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow, check_count
 
 if TYPE_CHECKING:
     from chanflow._threads import ThreadChannel
@@ -96,19 +96,28 @@ class Sending(Side, ObjectSendStream[T_contra]):
         """
         state = self._open
         home = state.home
-        if home.loop is running_loop() and home.left > 0:
-            home.left -= 1
-        else:
+        if next(home.turns, None) is not home.loop:
             home = state.enter()
             await state.spend(home)
             self._open.enter()
-        if not state.receivers and len(state.buffer) - state.reserved < state.room:
+        # As `put` does, in line.
+        receivers = state.receivers
+        while receivers:
+            waiting = receivers.popleft()[0]
+            if not waiting.done():
+                state.buffer.append(item)
+                state.sent += 1
+                state.reserved += 1
+                waiting.set_result(None)
+                return
+        if len(state.buffer) - state.reserved < state.room:
             state.buffer.append(item)
             state.sent += 1
             return
         if state.put(item):
             return
-        state.home = home
+        if state.home is not home:
+            state.settle(home)
         waiter = home.waiter()
         state.senders.append((waiter, self, item))
         if state.bridge is not None:
@@ -135,7 +144,8 @@ class Sending(Side, ObjectSendStream[T_contra]):
             RuntimeError: the channel belongs to another event loop.
         """
         state = self._open
-        if state.home.loop is not running_loop():
+        home = state.home
+        if home.running() is not home.loop:
             state.check()
         if not state.put(item):
             raise WouldBlock
@@ -159,7 +169,8 @@ class Sending(Side, ObjectSendStream[T_contra]):
         state = self._open
         home = state.enter()
         pending = items if isinstance(items, deque) else deque(items)
-        await state.spend(home, len(pending))
+        await state.spend(home)
+        home.charge(len(pending) - 1)
         self._open.enter()
         state.check_sending()
         while True:
@@ -209,9 +220,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         """
         state = self._open
         home = state.home
-        if home.loop is running_loop() and home.left > 0:
-            home.left -= 1
-        else:
+        if next(home.turns, None) is not home.loop:
             home = state.enter()
             await state.spend(home)
             self._open.enter()
@@ -220,24 +229,21 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             if state.senders:
                 state.refill()
             return item
-        if (state.senders or state.bridge is not None) and state.can_take():
-            return state.take()
-        if state.room < 0:
+        if state.senders or state.special:
+            if state.can_take():
+                return state.take()
             state.check_receiving()
-        state.home = home
+        if state.home is not home:
+            state.settle(home)
         waiter = home.waiter()
-        state.receivers.append((Deliverer(state, waiter) if home.shuffles else waiter, self))
+        state.receivers.append((state.place(waiter) if state.special else waiter, self))
         try:
             outcome = await waiter
         except BaseException as exc:
             state.leave_receivers(waiter, home, exc)
             raise
-        if outcome is not None:
-            if type(outcome) is Delivery:
-                return cast("T_co", outcome.item)
-            raise state.error(outcome)
-        if state.room < 0:
-            return state.redeem()
+        if outcome is not None or state.special:
+            return state.redeem_outcome(outcome)
         state.reserved -= 1
         return state.buffer.popleft()
 
@@ -245,8 +251,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         # The quick path of `receive`, again: one more coroutine for each item would make iteration the slower way.
         state = self._open
         home = state.home
-        if home.loop is running_loop() and home.left > 0 and not state.senders and len(state.buffer) > state.reserved:
-            home.left -= 1
+        if len(state.buffer) > state.reserved and not state.senders and next(home.turns, None) is home.loop:
             return state.buffer.popleft()
         try:
             return await self.receive()
@@ -266,7 +271,8 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             RuntimeError: the channel belongs to another event loop.
         """
         state = self._open
-        if state.home.loop is not running_loop():
+        home = state.home
+        if home.running() is not home.loop:
             state.check()
         if state.can_take():
             return state.take()
@@ -313,7 +319,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             elif deadline is None:
                 deadline = home.time() + max_wait
             waiter = state.park(home)
-            place = Deliverer(state, waiter) if home.shuffles else waiter
+            place = state.place(waiter)
             state.receivers.append((place, self, batch) if batch else (place, self))
             held = len(batch)
             state.held += held
@@ -333,7 +339,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
                 break
             elif not batch:
                 raise state.error(outcome)
-        home.left -= len(batch)
+        home.charge(len(batch) - 1)
         state.end_if_over()
         return batch
 
@@ -344,7 +350,8 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         if state is not self._state:
             # Closed: it fails if it is chosen.
             return True
-        if state.home.loop is not running_loop():
+        home = state.home
+        if home.running() is not home.loop:
             state.check()
         return state.can_take() or state.over()
 
@@ -357,18 +364,14 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         state = self._open
-        state.home = home
-        state.receivers.append((Deliverer(state, waiter) if home.shuffles else waiter, self))
+        state.settle(home)
+        state.receivers.append((state.place(waiter), self))
 
     def _leave(self) -> None:
         self._state.receivers.leave()
 
     def _redeem(self, outcome: Outcome | Delivery) -> T_co:
-        if isinstance(outcome, Delivery):
-            return cast("T_co", outcome.item)
-        if outcome is not None:
-            raise self._state.error(outcome)
-        return cast("T_co", self._state.redeem())
+        return cast("T_co", self._state.redeem_outcome(outcome))
 
     def _release(self, outcome: Outcome) -> bool:
         if outcome is None:

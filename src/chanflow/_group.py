@@ -17,7 +17,7 @@ from anyio import BrokenResourceError, WouldBlock
 from anyio.abc import TaskGroup
 
 from chanflow._channel import Channel
-from chanflow._park import Home, Waiter, current_home, give_up, running_loop
+from chanflow._park import Home, Waiter, current_home, give_up
 from chanflow._room import Outcome, WaitingRoom
 from chanflow._state import Raised, check_count
 
@@ -142,12 +142,11 @@ class Result(Generic[T_co]):
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         home = self._home
-        if not (home.loop is running_loop() or home.here()):
-            msg = "this result belongs to another event loop"
-            raise RuntimeError(msg)
-        if home.left <= 0:
-            yield from home.checkpoint().__await__()
-        home.left -= 1
+        if next(home.turns, None) is not home.loop:
+            if not home.here():
+                msg = "this result belongs to another event loop"
+                raise RuntimeError(msg)
+            yield from home.take_turn().__await__()
         if not self.done:
             waiter = home.waiter()
             waiting = self._waiters()
@@ -201,7 +200,7 @@ class Result(Generic[T_co]):
         # The item is only a token: the value stays here, for those who await it.
         if self._channel is None:
             self._channel = Channel(1, "result")
-            self._channel._state.home = self._home
+            self._channel._state.settle(self._home)
             if self.done:
                 self._deliver(self._channel)
         return self._channel

@@ -107,7 +107,7 @@ class Send(Generic[T_contra]):
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         state: ChannelState[T_contra] = self.channel._open
-        state.home = home
+        state.settle(home)
         state.senders.append((waiter, self.channel, self.item))
         if state.bridge is not None:
             state.bridge.sender_parked()
@@ -386,9 +386,7 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
     if home is None:
         msg = "select was used outside of asyncio and trio"
         raise RuntimeError(msg)
-    if home.left <= 0:
-        await home.checkpoint()
-    home.left -= 1
+    await home.take_turn()
     while True:
         # Pass 1: look for a case that can happen now.
         index = choose(cases, priority=priority)

@@ -24,7 +24,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, NoReturn, Protocol, TypeAlias, TypeVar, cast
 from weakref import finalize
 
 from anyio import (
@@ -35,7 +35,7 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up, interval, running_loop
+from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up
 from chanflow._room import Outcome, WaitingRoom
 
 __all__ = [
@@ -231,6 +231,7 @@ class ChannelState(Generic[T]):
         "room",
         "senders",
         "sent",
+        "special",
     )
 
     buffer: Buffer[T]
@@ -252,6 +253,8 @@ class ChannelState(Generic[T]):
     closed: bool
     broken: bool
     bridge: Bridge | None
+    special: bool
+    """Whether a receiver has to look at more than items and senders: at threads, at closed ends, or at trio's order."""
 
     def __init__(self, capacity: float, name: str | None, overflow: Overflow) -> None:
         check_count("capacity", capacity, 0, infinite=True)
@@ -289,6 +292,7 @@ class ChannelState(Generic[T]):
         self.closed = False
         self.broken = False
         self.bridge = None
+        self.special = False
 
     def __str__(self) -> str:
         return f"channel {self.name!r}" if self.name is not None else f"channel at {id(self):#x}"
@@ -315,6 +319,7 @@ class ChannelState(Generic[T]):
     def evict(self) -> None:
         """Forget a home whose event loop has ended, and the tasks that were abandoned there."""
         self.home = NOWHERE
+        self.special = True
         bridge, self.bridge = self.bridge, None
         for room in (self.receivers, self.senders):
             room.forget(lambda entry: entry[1] is not bridge or bridge is None)
@@ -325,8 +330,7 @@ class ChannelState(Generic[T]):
     def enter(self) -> Home:
         """Give the caller's home, for an operation that may wait."""
         home = self.home
-        # asyncio's check in line; trio's is in `here`.
-        if home.loop is running_loop() or home.here():
+        if home.running() is home.loop:
             return home
         self.check()
         here = current_home()
@@ -335,22 +339,29 @@ class ChannelState(Generic[T]):
             raise RuntimeError(msg)
         return here
 
-    async def spend(self, home: Home, operations: int = 1) -> None:
-        """Take from the budget; when it is used up, yield to the event loop first.
+    async def spend(self, home: Home) -> None:
+        """Take an operation from the budget; when it is used up, yield to the event loop first.
 
         Yielding comes before the operation: after it, a cancellation there would lose or double the item.
         """
-        if home.left <= 0:
+        if next(home.turns, None) is None:
             # Whoever waits for the loop has a home, and so has the channel.
-            self.home = home
+            self.settle(home)
             await home.checkpoint()
-        home.left -= operations
+
+    def settle(self, home: Home) -> None:
+        """Make the channel its event loop's own, as a task comes to wait."""
+        self.home = home
+        self.special = self.special or home.shuffles
 
     def park(self, home: Home) -> TaskWaiter:
-        """Make a waiter for the current task, which makes the channel its event loop's own."""
-        self.home = home
-        home.left = interval.left
+        """Make a waiter for the current task."""
+        self.settle(home)
         return home.waiter()
+
+    def place(self, waiter: Waiter) -> Waiter:
+        """Give what stands for a receiver in its waiting room."""
+        return Deliverer(self, waiter) if self.home.shuffles else waiter
 
     # Sending
 
@@ -500,6 +511,14 @@ class ChannelState(Generic[T]):
         self.reserved += len(items)
         self.release(len(items))
 
+    def redeem_outcome(self, outcome: Outcome | Delivery) -> T:
+        """Give a receiver what it was woken with or for."""
+        if isinstance(outcome, Delivery):
+            return cast("T", outcome.item)
+        if outcome is not None:
+            raise self.error(outcome)
+        return self.redeem()
+
     def redeem(self) -> T:
         """Take the item that is reserved for the caller."""
         self.reserved -= 1
@@ -582,6 +601,7 @@ class ChannelState(Generic[T]):
 
     def close_receiver(self, end: object) -> None:
         """Close one receiving end."""
+        self.special = True
         self.receivers.dismiss(ClosedResourceError, lambda entry: entry[1] is end)
         self.open_receivers -= 1
         if not self.open_receivers:
@@ -595,7 +615,7 @@ class ChannelState(Generic[T]):
             # What threads have sent before comes before the end.
             self.bridge.return_room()
             self.bridge.return_items()
-        self.closed = True
+        self.closed = self.special = True
         self.room = NO_ROOM
         self.open_senders = 0
         self._raw_send.close()
@@ -613,7 +633,7 @@ class ChannelState(Generic[T]):
         if self.bridge is not None:
             self.bridge.return_room()
             self.bridge.return_items()
-        self.broken = True
+        self.broken = self.special = True
         self.room = NO_ROOM
         unread = len(self.buffer) - self.reserved
         if unread:

@@ -92,7 +92,8 @@ class ThreadChannel(Generic[T]):
     """
 
     def __init__(self, state: ChannelState[T], home: Home) -> None:
-        state.home = home
+        state.settle(home)
+        state.special = True
         self._state = state
         self._home = home
         # Reentrant, because finishing a request may happen inside and outside of a pump.

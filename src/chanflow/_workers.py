@@ -28,7 +28,7 @@ from chanflow._channel import Channel, SendChannel
 from chanflow._group import Failure, Result
 from chanflow._map import Feed, Mapping
 from chanflow._offload import Offload, is_async, run_in_thread
-from chanflow._park import Home, current_home, give_up, running_loop
+from chanflow._park import Home, current_home, give_up
 from chanflow._retry import Retry, check_seconds
 from chanflow._room import WaitingRoom
 from chanflow._state import check_count
@@ -263,10 +263,9 @@ class WorkerGroup(Generic[Job, R]):
             checkpoint only every so often, see :func:`set_checkpoint_interval`.
         """
         home = self._check_open()
-        if home.left <= 0:
-            await home.checkpoint()
+        if next(home.turns, None) is None:
+            await home.take_turn()
             self._check_open()
-        home.left -= 1
         result: JobResult[R] = JobResult(home, self._cancel_job, job)
         if not self._accept(result):
             worker = self._check_progress(result)
@@ -312,7 +311,7 @@ class WorkerGroup(Generic[Job, R]):
                 raise ClosedResourceError(msg)
             msg = "a WorkerGroup accepts jobs only inside of its `async with` block"
             raise RuntimeError(msg)
-        if not (home.loop is running_loop() or home.here()):
+        if home.running() is not home.loop:
             msg = "this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"
             raise RuntimeError(msg)
         if self._closing:
