@@ -6,7 +6,6 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -78,8 +77,10 @@ def test_only_park_knows_asyncio_from_trio() -> None:
 
 def test_public_names() -> None:
     """The public names are these, and each says where users find it."""
-    # Without the modules of the command, which another test may have imported.
-    public = {name for name, thing in vars(chanflow).items() if name[0] != "_" and not isinstance(thing, ModuleType)}
+    public = set(chanflow.__all__)
+    assert public <= set(dir(chanflow))
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        chanflow.Nothing  # noqa: B018
     assert public == {
         "After",
         "Case",
@@ -109,19 +110,19 @@ def test_public_names() -> None:
         assert getattr(chanflow, name).__doc__, name
 
 
-def test_import_brings_no_event_loop_but_asyncio_and_no_extra() -> None:
-    """A fresh interpreter that imports chanflow has imported neither trio nor what the extras need."""
+def test_import_brings_no_event_loop_and_no_extra() -> None:
+    """A fresh interpreter with all the names of channels has neither an event loop, nor attrs, nor an extra."""
     script = "import sys, chanflow; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert "anyio" in loaded
-    assert not loaded & {"trio", "rich", "click", "hypothesis", "pytest"}
+    assert not loaded & {"asyncio", "trio", "attrs", "logging", "rich", "click", "hypothesis", "pytest"}
 
 
 def test_every_public_docstring_has_its_sections() -> None:
     """What is awaited says what cancellation does; what raises, takes or returns says so by name."""
     missing = []
-    for name in vars(chanflow):
+    for name in chanflow.__all__:
         thing = getattr(chanflow, name)
         if name.startswith("_") or not isinstance(thing, type):
             continue

@@ -1,5 +1,8 @@
 """Go's goroutines, channels, select and worker groups for asyncio and trio."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from chanflow._channel import Channel as Channel
 from chanflow._channel import ReceiveChannel as ReceiveChannel
 from chanflow._channel import SendChannel as SendChannel
@@ -7,7 +10,6 @@ from chanflow._group import Group as Group
 from chanflow._group import Result as Result
 from chanflow._group import ResultCancelledError as ResultCancelledError
 from chanflow._park import set_checkpoint_interval as set_checkpoint_interval
-from chanflow._retry import Retry as Retry
 from chanflow._select import After as After
 from chanflow._select import Case as Case
 from chanflow._select import Selectable as Selectable
@@ -19,11 +21,63 @@ from chanflow._select import select_nowait as select_nowait
 from chanflow._select import ticker as ticker
 from chanflow._state import ChannelStatistics as ChannelStatistics
 from chanflow._threads import ThreadChannel as ThreadChannel
-from chanflow._workers import DeadLetter as DeadLetter
-from chanflow._workers import WorkerGroup as WorkerGroup
-from chanflow._workers import WorkerStatistics as WorkerStatistics
+
+if TYPE_CHECKING:
+    from chanflow._retry import Retry as Retry
+    from chanflow._workers import DeadLetter as DeadLetter
+    from chanflow._workers import WorkerGroup as WorkerGroup
+    from chanflow._workers import WorkerStatistics as WorkerStatistics
+
+__all__ = [
+    "After",
+    "Case",
+    "Channel",
+    "ChannelStatistics",
+    "DeadLetter",
+    "Group",
+    "ReceiveChannel",
+    "Result",
+    "ResultCancelledError",
+    "Retry",
+    "Selectable",
+    "Send",
+    "SendChannel",
+    "ThreadChannel",
+    "Ticker",
+    "WorkerGroup",
+    "WorkerStatistics",
+    "after",
+    "select",
+    "select_nowait",
+    "set_checkpoint_interval",
+    "ticker",
+]
+
+# Worker groups bring attrs and more: who only wants channels does not wait for that.
+_LATER = {
+    "DeadLetter": "_workers",
+    "Retry": "_retry",
+    "WorkerGroup": "_workers",
+    "WorkerStatistics": "_workers",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is imported when it is first used."""
+    if name not in _LATER:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    value.__module__ = __name__
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 # Users find them here, and so should tracebacks and the documentation.
-for _value in list(vars().values()):
-    if getattr(_value, "__module__", "").startswith("chanflow."):
-        _value.__module__ = __name__
+for _name in __all__:
+    if _name not in _LATER:
+        globals()[_name].__module__ = __name__

@@ -347,17 +347,20 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     def _ready(self) -> bool:
         state = self._open
-        if state is not self._state:
-            # Closed: it fails if it is chosen.
-            return True
         home = state.home
         if home.running() is not home.loop:
+            if state is not self._state:
+                # Closed: it fails if it is chosen.
+                return True
             state.check()
-        return state.can_take() or state.over()
+        return (state.bridge is None and len(state.buffer) > state.reserved) or state.can_take() or state.over()
 
     def _take(self) -> T_co:
         state = self._open
-        state.check()
+        if state is not self._state:
+            state.check()
+        if not (state.senders or state.special or len(state.buffer) <= state.reserved):
+            return state.buffer.popleft()
         if not state.can_take():
             state.check_receiving()
         return state.take()

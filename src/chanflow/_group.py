@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
@@ -26,8 +25,6 @@ __all__ = ["Group", "Result", "ResultCancelledError"]
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Ts = TypeVarTuple("Ts")
-
-logger = logging.getLogger("chanflow")
 
 
 class ResultCancelledError(BrokenResourceError):
@@ -55,6 +52,9 @@ class Failure:
         """Log the error unless somebody has looked at it."""
         if not self._seen:
             self._seen = True
+            import logging  # noqa: PLC0415 -- only who has something to say waits for it
+
+            logger = logging.getLogger("chanflow")
             logger.error("%s failed and nobody looked at its result", self._label, exc_info=self.error)
 
     __del__ = report

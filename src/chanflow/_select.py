@@ -9,7 +9,6 @@ from types import TracebackType
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, overload
 
 from anyio import EndOfStream, WouldBlock
-from attrs import define
 
 from chanflow._channel import Channel, SendChannel
 from chanflow._park import TIMED_OUT, Home, TaskWaiter, Waiter, current_home
@@ -72,7 +71,6 @@ class Case(NamedTuple, Generic[T_co]):
     """Whether this is a channel that is closed and drained; Go's `v, ok := <-ch` with `ok` false."""
 
 
-@define(eq=False)
 class Send(Generic[T_contra]):
     """Sending an item, as a case of `select`.
 
@@ -85,13 +83,17 @@ class Send(Generic[T_contra]):
         TypeError: `channel` can't be sent to.
     """
 
-    channel: Channel[T_contra] | SendChannel[T_contra]
-    item: T_contra
+    __slots__ = ("channel", "item")
 
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.channel, Channel | SendChannel):
-            msg = f"channel must be a Channel or SendChannel, got {self.channel!r}"
+    def __init__(self, channel: Channel[T_contra] | SendChannel[T_contra], item: T_contra) -> None:
+        if not isinstance(channel, Channel | SendChannel):
+            msg = f"channel must be a Channel or SendChannel, got {channel!r}"
             raise TypeError(msg)
+        self.channel = channel
+        self.item = item
+
+    def __repr__(self) -> str:
+        return f"Send(channel={self.channel!r}, item={self.item!r})"
 
     def _ready(self) -> bool:
         state = self.channel._open
@@ -302,17 +304,17 @@ Cases = Sequence["Selectable[Any] | None"]
 def choose(cases: Cases, *, priority: bool) -> int | None:
     """Pick a case that is ready: any of them with the same chance, or the first."""
     ready: list[int] = []
-    for index, case in enumerate(cases):
-        try:
+    try:
+        for index, case in enumerate(cases):
             if case is not None and case._ready():
                 if priority:
                     return index
                 ready.append(index)
-        except (AttributeError, TypeError):
-            if hasattr(case, "_ready") and not isinstance(case, type):
-                raise
-            msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
-            raise TypeError(msg) from None
+    except (AttributeError, TypeError):
+        if hasattr(case, "_ready") and not isinstance(case, type):
+            raise
+        msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
+        raise TypeError(msg) from None
     if len(ready) > 1:
         return ready[int(random() * len(ready))]
     return ready[0] if ready else None
@@ -386,7 +388,8 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
     if home is None:
         msg = "select was used outside of asyncio and trio"
         raise RuntimeError(msg)
-    await home.take_turn()
+    if next(home.turns, None) is None:
+        await home.take_turn()
     while True:
         # Pass 1: look for a case that can happen now.
         index = choose(cases, priority=priority)

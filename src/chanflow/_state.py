@@ -18,7 +18,6 @@ its operation may be finished, or with the class of the error that ends it.
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
 import threading
@@ -63,8 +62,6 @@ CAUSES: Final[dict[type[Exception], str]] = {
     ClosedResourceError: "is closed",
     BrokenResourceError: "has no receiver left",
 }
-
-logger = logging.getLogger("chanflow")
 
 
 class Raised:
@@ -637,6 +634,9 @@ class ChannelState(Generic[T]):
         self.room = NO_ROOM
         unread = len(self.buffer) - self.reserved
         if unread:
+            import logging  # noqa: PLC0415 -- only who has something to say waits for it
+
+            logger = logging.getLogger("chanflow")
             logger.warning("%s was closed by its last receiver with %d unread item(s)", self, unread)
         if not len(self.buffer):
             # Later this would put what is left out of reach of `drain`; the destructor does it then.
