@@ -22,6 +22,7 @@ UNINVITED = {"trio", "click", "rich", "matplotlib"}
 # anyio imports its parts when they are touched.
 STATEMENTS = {
     "chanflow": "import chanflow",
+    "chanflow, worker groups": "import chanflow; chanflow.WorkerGroup",
     "anyio": "import anyio; anyio.create_memory_object_stream; anyio.create_task_group",
     "anyio and asyncio": "import asyncio, anyio; anyio.create_memory_object_stream; anyio.create_task_group",
     "asyncio": "import asyncio",

@@ -17,9 +17,8 @@ Results = list[tuple[Workload, Row]]
 BEGIN = "<!-- results: written by `python -m benchmarks --docs` -->\n"
 END = "<!-- end of results -->\n"
 HEAD = (
-    "| peer | backend | best, {unit} | median, {unit} | CPU, {unit} "
-    "| peer ÷ chanflow (above 1: chanflow is quicker) | chanflow ÷ peer | |\n"
-    "|---|---|--:|--:|--:|--:|--:|---|"
+    "| peer | backend | best, {unit} | median, {unit} | CPU, {unit} | chanflow ÷ peer | |\n"
+    "|---|---|--:|--:|--:|--:|---|"
 )
 MICRO, MILLI = 1e6, 1e3
 NONE = "-"
@@ -30,7 +29,7 @@ def render(results: Results, machine: dict[str, Any], title: str = "#") -> str:
     """Give everything, with headings below the given one."""
     parts = [*environment(machine)]
     for backend in ("asyncio", "trio"):
-        parts += [f"{title} Channels on {backend}, peer ÷ chanflow", summary(results, backend)]
+        parts += [f"{title} Channels on {backend}, chanflow ÷ peer", summary(results, backend)]
     for workload in unique(results):
         rows = [row for other, row in results if other is workload]
         if not workload.memory:
@@ -71,9 +70,14 @@ def baseline(row: Row, rows: Iterable[Row]) -> Row | None:
 
 
 def ratio(row: Row, rows: Iterable[Row]) -> float | None:
-    """Give the best time of a peer over that of chanflow."""
+    """Give the time of chanflow over that of a peer: the median over the rounds, as each round met both alike."""
     own = baseline(row, rows)
-    return row.least() / own.least() if own is not None and row.wall else None
+    if own is None:
+        return None
+    shares = [
+        (ours / own.operations) / (theirs / row.operations) for ours, theirs in zip(own.wall, row.wall, strict=False)
+    ]
+    return median(shares) if shares else None
 
 
 def number(value: float) -> str:
@@ -92,9 +96,9 @@ def table(workload: Workload, rows: list[Row]) -> str:
             scale = per / row.operations
             cells += [number(value * scale) for value in (min(row.wall), median(row.wall), min(row.cpu))]
             times = ratio(row, rows)
-            cells += ["", ""] if times is None else [number(times), number(1 / times)]
+            cells.append("" if times is None else f"{times:.2f}")
         else:
-            cells += [NONE] * 5
+            cells += [NONE] * 4
         cells.append("; ".join(filter(None, (row.note if row.wall else "", row.reason))))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -111,7 +115,7 @@ def summary(results: Results, backend: str) -> str:
     ]
     for workload in workloads:
         own = rows.get((workload.name, "chanflow"))
-        cells = [workload.title, number(own.least() * MICRO) if own and own.wall else NONE]
+        cells = [workload.title, number(median(own.wall) / own.operations * MICRO) if own and own.wall else NONE]
         for peer in peers:
             row = rows.get((workload.name, peer))
             times = row and ratio(row, [other for (name, _), other in rows.items() if name == workload.name])
@@ -126,7 +130,7 @@ def memory_table(rows: list[Row]) -> str:
     lines = [
         "| peer | "
         + " | ".join(f"bytes each, of {count:,}" for count in counts)
-        + f" | growth, {counts[-1]:,} to {counts[0]:,} (1: linear) | peer ÷ chanflow | |",
+        + f" | growth, {counts[-1]:,} to {counts[0]:,} (1: linear) | chanflow ÷ peer | |",
         "|---|" + "--:|" * (len(counts) + 2) + "---|",
     ]
     each = {(row.peer, row.operations): row.bytes / row.operations for row in rows if row.bytes is not None}
@@ -136,7 +140,7 @@ def memory_table(rows: list[Row]) -> str:
         cells = [peer, *(NONE if size is None else f"{size:,.0f}" for size in sizes)]
         cells.append(f"{sizes[-1] / sizes[0]:.2f}" if sizes[0] and sizes[-1] else NONE)
         shared = [
-            size / each["chanflow", count]
+            each["chanflow", count] / size
             for size, count in zip(sizes, counts, strict=True)
             if size and ("chanflow", count) in each
         ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
 import trio.testing
 from hypothesis import settings
 
-from chanflow import _state
+from chanflow import _park, _state
 from chanflow._channel import Channel
 from tests.virtual_time import VirtualTimeLoop
 
@@ -23,13 +24,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--public-calls",
         action="store_true",
-        help="go to the buffer through the anyio stream's public calls, as if its deque could not be reached",
+        help="use only public calls of anyio and trio, as if the stream's deque and trio's run could not be reached",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--public-calls"):
         _state.reach_buffer = _state.PublicBuffer
+        _park.reach_run = lambda trio: partial(_park.trio_token, trio)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

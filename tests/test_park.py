@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import types
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ import trio
 from anyio import wait_all_tasks_blocked
 
 from chanflow import Channel, Group, set_checkpoint_interval
-from chanflow._park import NOWHERE, current_home
+from chanflow._park import NOWHERE, current_home, reach_run
 from tests.conftest import at_rest
 
 pytestmark = pytest.mark.anyio
@@ -270,3 +271,12 @@ def test_a_loop_with_futures_of_its_own() -> None:
     with asyncio.Runner(loop_factory=Loop) as runner:
         assert runner.run(main()) == 1
     assert made
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+async def test_the_run_of_trio_is_told_from_others(*, hidden: bool, backend: str) -> None:
+    """By trio's own thread-local or, where that can't be reached, by its public call."""
+    running = reach_run(types.SimpleNamespace(lowlevel=trio.lowlevel) if hidden else trio)
+    assert (running() is None) == (backend == "asyncio")
+    assert running() is running()
+    assert await anyio.to_thread.run_sync(running) is None

@@ -823,6 +823,7 @@ async def test_wrong_argument() -> None:
             await select(channel, wrong)
         with pytest.raises(TypeError, match=whole(f"case 0 {rule} {wrong!r}")):
             select_nowait(wrong)
+    assert repr(Send(channel, 5)) == f"Send(channel={channel!r}, item=5)"
     with pytest.raises(TypeError, match=whole("channel must be a Channel or SendChannel, got 5")):
         Send(5, 1)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=whole(f"channel must be a Channel or SendChannel, got {channel.receiver!r}")):

@@ -146,7 +146,7 @@ class Result(Generic[T_co]):
             if not home.here():
                 msg = "this result belongs to another event loop"
                 raise RuntimeError(msg)
-            yield from home.take_turn().__await__()
+            yield from home.checkpoint().__await__()
         if not self.done:
             waiter = home.waiter()
             waiting = self._waiters()

@@ -109,11 +109,6 @@ class Home(ABC):
         """Take more operations from the budget, which may be more than are left."""
         self.renew(max(self._budget.__length_hint__() - operations, 0))
 
-    async def take_turn(self) -> None:
-        """Take an operation from the budget; when it is used up, yield to the event loop first."""
-        if next(self.turns, None) is None:
-            await self.checkpoint()
-
     def here(self) -> bool:
         """Tell whether the caller runs in this event loop."""
         return self.running() is self.loop

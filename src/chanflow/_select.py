@@ -389,7 +389,7 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         msg = "select was used outside of asyncio and trio"
         raise RuntimeError(msg)
     if next(home.turns, None) is None:
-        await home.take_turn()
+        await home.checkpoint()
     while True:
         # Pass 1: look for a case that can happen now.
         index = choose(cases, priority=priority)

@@ -264,7 +264,7 @@ class WorkerGroup(Generic[Job, R]):
         """
         home = self._check_open()
         if next(home.turns, None) is None:
-            await home.take_turn()
+            await home.checkpoint()
             self._check_open()
         result: JobResult[R] = JobResult(home, self._cancel_job, job)
         if not self._accept(result):
