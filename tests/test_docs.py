@@ -17,7 +17,7 @@ import chanflow
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITHOUT_EXAMPLES = {"changelog.md", "reference.md"}
+WITHOUT_EXAMPLES = {"benchmarks.md", "changelog.md", "reference.md"}
 
 
 class Examples:
