@@ -30,6 +30,12 @@ HUGE = 1 << 40
 AWKWARD = [b"plain", b"with space", b"new\nline", b"back\\slash", b"carriage\rreturn", b"\xff\xfe", b"\\\r\n", b" lead"]
 
 
+@pytest.fixture(autouse=True)
+def buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it: Python's last flush of stdout finds what could not be written."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+
+
 @pytest.fixture(params=["asyncio", "trio"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Give the backends by name: processes have no virtual time."""

@@ -72,6 +72,8 @@ def demo(path: str | None, workers: int, backend: str, target: str | None) -> No
             mute_stdout()
             sys.exit(1)
         except* OSError as group:
+            if target == "-":
+                mute_stdout()
             raise UsageError(first_error(group)) from None
     if run.interrupted:
         click.echo("interrupted; this is what was done so far:", err=True)
