@@ -34,7 +34,7 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up
+from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up, interval
 from chanflow._room import Outcome, WaitingRoom
 
 __all__ = [
@@ -352,8 +352,9 @@ class ChannelState(Generic[T]):
         self.special = self.special or home.shuffles
 
     def park(self, home: Home) -> TaskWaiter:
-        """Make a waiter for the current task."""
+        """Make a waiter for the current task, which thereby yields to the event loop."""
         self.settle(home)
+        home.renew(interval.operations - 1)
         return home.waiter()
 
     def place(self, waiter: Waiter) -> Waiter:
