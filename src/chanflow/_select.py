@@ -304,17 +304,17 @@ Cases = Sequence["Selectable[Any] | None"]
 def choose(cases: Cases, *, priority: bool) -> int | None:
     """Pick a case that is ready: any of them with the same chance, or the first."""
     ready: list[int] = []
-    try:
-        for index, case in enumerate(cases):
+    for index, case in enumerate(cases):
+        try:
             if case is not None and case._ready():
                 if priority:
                     return index
                 ready.append(index)
-    except (AttributeError, TypeError):
-        if hasattr(case, "_ready") and not isinstance(case, type):
-            raise
-        msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
-        raise TypeError(msg) from None
+        except (AttributeError, TypeError):
+            if hasattr(case, "_ready") and not isinstance(case, type):
+                raise
+            msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
+            raise TypeError(msg) from None
     if len(ready) > 1:
         return ready[int(random() * len(ready))]
     return ready[0] if ready else None
