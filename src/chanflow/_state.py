@@ -158,7 +158,7 @@ class Delivery:
     __slots__ = ("item",)
 
     def __init__(self, item: Any) -> None:
-        self.item = item
+        self.item: Any = item
 
 
 class Deliverer:
