@@ -89,8 +89,8 @@ class Send(Generic[T_contra]):
         if not isinstance(channel, Channel | SendChannel):
             msg = f"channel must be a Channel or SendChannel, got {channel!r}"
             raise TypeError(msg)
-        self.channel = channel
-        self.item = item
+        self.channel: Channel[T_contra] | SendChannel[T_contra] = channel
+        self.item: T_contra = item
 
     def __repr__(self) -> str:
         return f"Send(channel={self.channel!r}, item={self.item!r})"
