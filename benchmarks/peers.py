@@ -81,36 +81,30 @@ def open_queue(capacity: int) -> Ends:
     return Ends(queue, queue.put, queue.get, queue.put_nowait, queue.get_nowait, (QueueFull, QueueEmpty))
 
 
-def open_anyio(capacity: int) -> Ends:
-    from anyio import WouldBlock, create_memory_object_stream
-
-    sender, receiver = create_memory_object_stream[Any](capacity)
+def stream_ends(sender: Any, receiver: Any, would_block: type[Exception]) -> Ends:
+    """Give the calls of a pair of streams: anyio took the names of its own from trio."""
     return Ends(
         (sender, receiver),
         sender.send,
         receiver.receive,
         sender.send_nowait,
         receiver.receive_nowait,
-        (WouldBlock,),
+        (would_block,),
         receiver,
         sender.close,
     )
+
+
+def open_anyio(capacity: int) -> Ends:
+    from anyio import WouldBlock, create_memory_object_stream
+
+    return stream_ends(*create_memory_object_stream[Any](capacity), WouldBlock)
 
 
 def open_trio(capacity: int) -> Ends:
     from trio import WouldBlock, open_memory_channel
 
-    sender, receiver = open_memory_channel[Any](capacity)
-    return Ends(
-        (sender, receiver),
-        sender.send,
-        receiver.receive,
-        sender.send_nowait,
-        receiver.receive_nowait,
-        (WouldBlock,),
-        receiver,
-        sender.close,
-    )
+    return stream_ends(*open_memory_channel[Any](capacity), WouldBlock)
 
 
 def open_aiochan(capacity: int) -> Ends:

@@ -54,8 +54,9 @@ class Failure:
             self._seen = True
             import logging  # noqa: PLC0415 -- only who has something to say waits for it
 
-            logger = logging.getLogger("chanflow")
-            logger.error("%s failed and nobody looked at its result", self._label, exc_info=self.error)
+            logging.getLogger("chanflow").error(
+                "%s failed and nobody looked at its result", self._label, exc_info=self.error
+            )
 
     __del__ = report
 

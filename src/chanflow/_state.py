@@ -637,8 +637,9 @@ class ChannelState(Generic[T]):
         if unread:
             import logging  # noqa: PLC0415 -- only who has something to say waits for it
 
-            logger = logging.getLogger("chanflow")
-            logger.warning("%s was closed by its last receiver with %d unread item(s)", self, unread)
+            logging.getLogger("chanflow").warning(
+                "%s was closed by its last receiver with %d unread item(s)", self, unread
+            )
         if not len(self.buffer):
             # Later this would put what is left out of reach of `drain`; the destructor does it then.
             self._raw_receive.close()
