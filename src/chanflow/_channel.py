@@ -74,7 +74,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
 
     _open: ChannelState[T_contra]
 
-    async def send(self, item: T_contra) -> None:
+    async def send(self, item: T_contra) -> None:  # noqa: C901, PLR0911 -- one frame less for each item is worth it
         """Send one item, waiting for room.
 
         Args:
@@ -96,28 +96,35 @@ class Sending(Side, ObjectSendStream[T_contra]):
         """
         state = self._open
         home = state.home
-        if next(home.turns, None) is not home.loop:
-            home = state.enter()
-            await state.spend(home)
-            self._open.enter()
-        # As `put` does, in line.
         receivers = state.receivers
-        while receivers:
-            waiting = receivers.popleft()[0]
-            if not waiting.done():
-                state.buffer.append(item)
-                state.sent += 1
-                state.reserved += 1
-                waiting.set_result(None)
-                return
         if len(state.buffer) - state.reserved < state.room:
+            if next(home.turns, None) is not home.loop:
+                await self._send_later(item)
+                return
+            if receivers:
+                state.put(item)
+                return
             state.buffer.append(item)
             state.sent += 1
             return
-        if state.put(item):
+        # As `put` does, in line.
+        if receivers:
+            if next(home.turns, None) is not home.loop:
+                await self._send_later(item)
+                return
+            while receivers:
+                receiver = receivers.popleft()[0]
+                if not receiver.done():
+                    state.buffer.append(item)
+                    state.sent += 1
+                    state.reserved += 1
+                    receiver.set_result(None)
+                    return
+        elif home.running() is not home.loop:
+            home = state.enter()
+        if state.special and state.put(item):
             return
-        if state.home is not home:
-            state.settle(home)
+        state.home = home
         waiter = home.waiter()
         state.senders.append((waiter, self, item))
         if state.bridge is not None:
@@ -130,6 +137,15 @@ class Sending(Side, ObjectSendStream[T_contra]):
             raise
         if outcome is not None:
             raise state.error(outcome)
+
+    async def _send_later(self, item: T_contra) -> None:
+        """Send, when it must first be found out where, or it is time to yield."""
+        state = self._open
+        home = state.enter()
+        await state.spend(home)
+        self._open.enter()
+        if not state.put(item):
+            await self.send(item)
 
     def send_nowait(self, item: T_contra) -> None:
         """Send one item if that needs no waiting.
@@ -199,7 +215,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     _open: ChannelState[T_co]
 
-    async def receive(self) -> T_co:
+    async def receive(self) -> T_co:  # noqa: C901, PLR0911 -- one frame less for each item is worth it
         """Receive the next item, waiting for one.
 
         Returns:
@@ -220,23 +236,36 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         """
         state = self._open
         home = state.home
-        if next(home.turns, None) is not home.loop:
-            home = state.enter()
-            await state.spend(home)
-            self._open.enter()
         if len(state.buffer) > state.reserved:
+            if next(home.turns, None) is not home.loop:
+                return await self._receive_later()
             item = state.buffer.popleft()
             if state.senders:
                 state.refill()
             return item
-        if state.senders or state.special:
+        # As `take` does, in line.
+        senders = state.senders
+        if senders:
+            if next(home.turns, None) is not home.loop:
+                return await self._receive_later()
+            while senders:
+                sender, _end, item = senders.popleft()
+                if not sender.done():
+                    if state.buffer:
+                        state.buffer.append(item)
+                        item = state.buffer.popleft()
+                    state.sent += 1
+                    sender.set_result(None)
+                    return item
+        elif home.running() is not home.loop:
+            home = state.enter()
+        if state.special:
             if state.can_take():
                 return state.take()
             state.check_receiving()
-        if state.home is not home:
-            state.settle(home)
+        state.home = home
         waiter = home.waiter()
-        state.receivers.append((state.place(waiter) if state.special else waiter, self))
+        state.receivers.append((state.place(waiter) if home.shuffles else waiter, self))
         try:
             outcome = await waiter
         except BaseException as exc:
@@ -246,6 +275,16 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             return state.redeem_outcome(outcome)
         state.reserved -= 1
         return state.buffer.popleft()
+
+    async def _receive_later(self) -> T_co:
+        """Receive what is there, when it must first be found out where, or it is time to yield."""
+        state = self._open
+        home = state.enter()
+        await state.spend(home)
+        self._open.enter()
+        if state.can_take():
+            return state.take()
+        return await self.receive()
 
     async def __anext__(self) -> T_co:
         # The quick path of `receive`, again: one more coroutine for each item would make iteration the slower way.
@@ -367,7 +406,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         state = self._open
-        state.settle(home)
+        state.home = home
         state.receivers.append((state.place(waiter), self))
 
     def _leave(self) -> None:

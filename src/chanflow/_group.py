@@ -201,7 +201,7 @@ class Result(Generic[T_co]):
         # The item is only a token: the value stays here, for those who await it.
         if self._channel is None:
             self._channel = Channel(1, "result")
-            self._channel._state.settle(self._home)
+            self._channel._state.home = self._home
             if self.done:
                 self._deliver(self._channel)
         return self._channel

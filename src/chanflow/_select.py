@@ -109,7 +109,7 @@ class Send(Generic[T_contra]):
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         state: ChannelState[T_contra] = self.channel._open
-        state.settle(home)
+        state.home = home
         state.senders.append((waiter, self.channel, self.item))
         if state.bridge is not None:
             state.bridge.sender_parked()

@@ -289,7 +289,7 @@ class ChannelState(Generic[T]):
         self.closed = False
         self.broken = False
         self.bridge = None
-        self.special = False
+        self.special = overflow != "block"
 
     def __str__(self) -> str:
         return f"channel {self.name!r}" if self.name is not None else f"channel at {id(self):#x}"
@@ -343,17 +343,12 @@ class ChannelState(Generic[T]):
         """
         if next(home.turns, None) is None:
             # Whoever waits for the loop has a home, and so has the channel.
-            self.settle(home)
+            self.home = home
             await home.checkpoint()
-
-    def settle(self, home: Home) -> None:
-        """Make the channel its event loop's own, as a task comes to wait."""
-        self.home = home
-        self.special = self.special or home.shuffles
 
     def park(self, home: Home) -> TaskWaiter:
         """Make a waiter for the current task, which thereby yields to the event loop."""
-        self.settle(home)
+        self.home = home
         home.renew(interval.operations - 1)
         return home.waiter()
 
@@ -687,6 +682,9 @@ class ClosedEnd:
 
     __slots__ = ("_state",)
     home = NOWHERE
+    # Nothing is there, and nobody.
+    buffer = receivers = senders = ()
+    reserved = room = 0
 
     def __init__(self, state: ChannelState[Any]) -> None:
         self._state = state

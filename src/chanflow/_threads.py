@@ -92,7 +92,7 @@ class ThreadChannel(Generic[T]):
     """
 
     def __init__(self, state: ChannelState[T], home: Home) -> None:
-        state.settle(home)
+        state.home = home
         state.special = True
         self._state = state
         self._home = home
