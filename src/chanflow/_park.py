@@ -43,10 +43,13 @@ TIMED_OUT: Any = type("TIMED_OUT", (), {"__repr__": lambda _: "TIMED_OUT"})()
 """What `Home.wait` gives when the deadline came first."""
 
 
+CANCELLED: Any = object()
+
+
 class Waiter(Protocol):
     """One parked task, or a callback that stands for one."""
 
-    def done(self) -> bool:
+    def done(self) -> object:
         """Tell whether it was woken or cancelled."""
         ...
 
@@ -313,42 +316,41 @@ def give_up(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
 @cache
 def trio_waiter(trio: Any) -> Callable[[], TaskWaiter]:
     """Make the class of trio's waiters."""
+    from outcome import Value  # noqa: PLC0415 -- trio needs it, so that it is there already
+
     current_task, reschedule = trio.lowlevel.current_task, trio.lowlevel.reschedule
     wait_task_rescheduled, succeeded = trio.lowlevel.wait_task_rescheduled, trio.lowlevel.Abort.SUCCEEDED
 
-    class TrioWaiter:
-        """A trio task that is about to park, parked, or done; nobody else runs between the first two."""
+    class TrioWaiter(list[Any]):
+        """A trio task that is about to park, parked, or done: then this holds the outcome. A list is quickly asked."""
 
-        __slots__ = ("_cancelled", "_done", "_outcome", "_task")
+        __slots__ = ("_task",)
 
         def __init__(self) -> None:
-            self._done = self._cancelled = False
+            self._task = current_task()
 
         def __await__(self) -> Generator[Any, Any, Any]:
-            self._task = current_task()
-            yield from wait_task_rescheduled(self._abort).__await__()
-            return self._outcome
+            steps: Generator[Any, Any, Any] = wait_task_rescheduled(self._abort).__await__()
+            return steps
 
         def cancel(self) -> None:
-            self._done = self._cancelled = True
+            self.append(CANCELLED)
 
         def _abort(self, _raise_cancel: Callable[[], object]) -> Any:
             self.cancel()
             return succeeded
 
-        def done(self) -> bool:
-            return self._done
+        done = list.__len__
 
         def cancelled(self) -> bool:
-            return self._cancelled
+            return self[0] is CANCELLED
 
         def result(self) -> Any:
-            return self._outcome  # pragma: no cover -- asked only of a task that was woken, then cancelled
+            return self[0]  # pragma: no cover -- asked only of a task that was woken, then cancelled
 
         def set_result(self, result: Any) -> None:
-            self._done = True
-            self._outcome = result
-            reschedule(self._task)
+            self.append(result)
+            reschedule(self._task, Value(result))
 
     return TrioWaiter
 
