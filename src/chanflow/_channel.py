@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
-from chanflow._park import TIMED_OUT, Home, Waiter
+from chanflow._park import NOWHERE, TIMED_OUT, Home, Waiter
 from chanflow._room import Outcome
-from chanflow._state import ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow, check_count
+from chanflow._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow, check_count
 
 if TYPE_CHECKING:
     from chanflow._threads import ThreadChannel
@@ -161,9 +161,12 @@ class Sending(Side, ObjectSendStream[T_contra]):
         """
         state = self._open
         home = state.home
-        if home.running() is not home.loop:
+        if home is not NOWHERE and home.running() is not home.loop:
             state.check()
-        if not state.put(item):
+        if len(state.buffer) - state.reserved < state.room and not state.receivers:
+            state.buffer.append(item)
+            state.sent += 1
+        elif not state.put(item):
             raise WouldBlock
 
     async def send_many(self, items: Iterable[T_contra]) -> None:
@@ -311,7 +314,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         """
         state = self._open
         home = state.home
-        if home.running() is not home.loop:
+        if home is not NOWHERE and home.running() is not home.loop:
             state.check()
         if state.can_take():
             return state.take()
@@ -384,25 +387,19 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     # How `select` does it: see `Selectable` there.
 
-    def _ready(self) -> bool:
+    def _attempt(self, home: Home | None) -> T_co | Answer:
         state = self._open
-        home = state.home
-        if home.running() is not home.loop:
-            if state is not self._state:
-                # Closed: it fails if it is chosen.
-                return True
+        if state.home is not home:
             state.check()
-        return (state.bridge is None and len(state.buffer) > state.reserved) or state.can_take() or state.over()
-
-    def _take(self) -> T_co:
-        state = self._open
-        if state is not self._state:
-            state.check()
-        if not (state.senders or state.special or len(state.buffer) <= state.reserved):
-            return state.buffer.popleft()
-        if not state.can_take():
-            state.check_receiving()
-        return state.take()
+        if len(state.buffer) > state.reserved and state.bridge is None:
+            item = state.buffer.popleft()
+            if state.senders:
+                state.refill()
+            return item
+        if state.can_take():
+            return state.take()
+        state.check_receiving()
+        return NOTHING
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         state = self._open

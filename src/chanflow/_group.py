@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from chanflow._channel import Channel
 from chanflow._park import Home, Waiter, current_home, give_up
 from chanflow._room import Outcome, WaitingRoom
-from chanflow._state import Raised, check_count
+from chanflow._state import NOTHING, Answer, check_count
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 
@@ -253,12 +253,9 @@ class Result(Generic[T_co]):
 
     # How `select` does it: see `Selectable` there.
 
-    def _ready(self) -> bool:
-        return self._as_channel()._ready()
-
-    def _take(self) -> T_co | Raised:
-        self._as_channel()._take()
-        return self._received()
+    def _attempt(self, home: Home | None) -> T_co | Answer:
+        item: Any = self._as_channel()._attempt(home)
+        return item if item is NOTHING else self._received()
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         self._as_channel()._join(waiter, home)
@@ -266,12 +263,12 @@ class Result(Generic[T_co]):
     def _leave(self) -> None:
         self._as_channel()._leave()
 
-    def _redeem(self, outcome: Outcome) -> T_co | Raised:
+    def _redeem(self, outcome: Outcome) -> T_co | Answer:
         self._as_channel()._redeem(outcome)
         return self._received()
 
-    def _received(self) -> T_co | Raised:
-        return self._value if self._failure is None else Raised(self._failure.look())
+    def _received(self) -> T_co | Answer:
+        return self._value if self._failure is None else Answer(self._failure.look())
 
     def _release(self, outcome: Outcome) -> bool:
         return self._as_channel()._release(outcome)

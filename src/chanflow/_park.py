@@ -30,6 +30,7 @@ __all__ = [
     "NOWHERE",
     "TIMED_OUT",
     "Home",
+    "Nowhere",
     "TaskWaiter",
     "Waiter",
     "current_home",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from random import Random
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, overload
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast, overload
 
 from anyio import EndOfStream, WouldBlock
 
-from chanflow._channel import Channel, SendChannel
-from chanflow._park import TIMED_OUT, Home, TaskWaiter, Waiter, current_home
+from chanflow._channel import Channel, ReceiveChannel, SendChannel
+from chanflow._park import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current_home, recent
 from chanflow._room import Outcome, WaitingRoom
-from chanflow._state import ChannelState, Raised
+from chanflow._state import NOTHING, SENT, Answer, ChannelState
 
 __all__ = ["After", "Case", "Selectable", "Send", "Ticker", "after", "select", "select_nowait", "ticker"]
 
@@ -33,12 +35,8 @@ random: Callable[[], float] = Random().random  # noqa: S311 -- said above
 class Selectable(Protocol[T_co]):
     """What can be a case of `select`: `Channel`, `ReceiveChannel`, `Send`, `Result`, `after`, `ticker`."""
 
-    def _ready(self) -> bool:
-        """Tell whether the operation can happen now, or can only fail."""
-        ...
-
-    def _take(self) -> T_co | Raised:
-        """Make it happen; only when ready. EndOfStream means closed and drained."""
+    def _attempt(self, home: Home | None, /) -> T_co | Answer:
+        """Make it happen if it can happen now, else give `NOTHING`; the home is the caller's, where it is known."""
         ...
 
     def _join(self, waiter: Waiter, home: Home, /) -> None:
@@ -49,7 +47,7 @@ class Selectable(Protocol[T_co]):
         """Leave the waiting room; another case happened."""
         ...
 
-    def _redeem(self, outcome: Outcome, /) -> T_co | Raised:
+    def _redeem(self, outcome: Outcome, /) -> T_co | Answer:
         """Finish the operation that the waiter was woken for."""
         ...
 
@@ -69,6 +67,10 @@ class Case(NamedTuple, Generic[T_co]):
     """What was received; None for a `Send` and when `closed`."""
     closed: bool
     """Whether this is a channel that is closed and drained; Go's `v, ok := <-ch` with `ok` false."""
+
+
+# What the named tuple does in Python, at once.
+new_case: Callable[[tuple[int, Any, Any, bool]], Case[Any]] = partial(tuple.__new__, Case)
 
 
 class Send(Generic[T_contra]):
@@ -95,17 +97,11 @@ class Send(Generic[T_contra]):
     def __repr__(self) -> str:
         return f"Send(channel={self.channel!r}, item={self.item!r})"
 
-    def _ready(self) -> bool:
+    def _attempt(self, home: Home | None) -> Answer:
         state = self.channel._open
-        if state is not self.channel._state:
-            # Closed: it fails if it is chosen.
-            return True
-        state.check()
-        return state.can_put()
-
-    def _take(self) -> None:
-        self.channel._open.check()
-        self.channel._open.put(self.item)
+        if state.home is not home:
+            state.check()
+        return SENT if state.put(self.item) else NOTHING
 
     def _join(self, waiter: Waiter, home: Home) -> None:
         state: ChannelState[T_contra] = self.channel._open
@@ -117,9 +113,10 @@ class Send(Generic[T_contra]):
     def _leave(self) -> None:
         self.channel._state.senders.leave()
 
-    def _redeem(self, outcome: Outcome) -> None:
+    def _redeem(self, outcome: Outcome) -> Answer:
         if outcome is not None:
             raise self.channel._state.error(outcome)
+        return SENT
 
     def _release(self, outcome: Outcome) -> bool:
         return outcome is not None
@@ -144,11 +141,16 @@ class Timer:
         self._home = home
         self._due = home.time() + seconds
 
-    def _ready(self) -> bool:
+    def _attempt(self, _home: Home | None) -> float | Answer:
         if not self._home.here():
             msg = f"{self!r} was made in another event loop"
             raise RuntimeError(msg)
-        return self._home.time() >= self._due
+        now = self._home.time()
+        return self._take(now) if now >= self._due else NOTHING
+
+    def _take(self, now: float) -> float:
+        """Give the time at which it was due, and set when it is due next."""
+        raise NotImplementedError
 
     def _leave(self) -> None:
         """Nothing was joined."""
@@ -165,7 +167,8 @@ class After(Timer):
     def __repr__(self) -> str:
         return f"<After at {self._due}>"
 
-    def _take(self) -> float:
+    def _take(self, now: float) -> float:
+        del now
         due, self._due = self._due, math.inf
         return due
 
@@ -212,14 +215,14 @@ class Ticker(Timer):
     def __repr__(self) -> str:
         return f"<Ticker every {self._interval} s>"
 
-    def _ready(self) -> bool:
-        return super()._ready() or self._closed
-
-    def _take(self) -> float:
+    def _attempt(self, home: Home | None) -> float | Answer:
+        item = super()._attempt(home)
         if self._closed:
             msg = f"{self!r} is closed"
             raise EndOfStream(msg)
-        now = self._home.time()
+        return item
+
+    def _take(self, now: float) -> float:
         due = now - math.fmod(now - self._due, self._interval)
         # An interval may be too short to move the clock.
         self._due = max(due + self._interval, math.nextafter(now, math.inf))
@@ -231,9 +234,9 @@ class Ticker(Timer):
     def _leave(self) -> None:
         self._room.leave()
 
-    def _redeem(self, _outcome: Outcome) -> float:
+    def _redeem(self, _outcome: Outcome) -> float | Answer:
         # It is woken only by `close`.
-        return self._take()
+        return self._attempt(self._home)
 
     def _release(self, _outcome: Outcome) -> bool:
         return True
@@ -300,36 +303,42 @@ class Ticket:
 
 Cases = Sequence["Selectable[Any] | None"]
 
+RECEIVING = frozenset({Channel, ReceiveChannel})
 
-def choose(cases: Cases, *, priority: bool) -> int | None:
-    """Pick a case that is ready: any of them with the same chance, or the first."""
-    ready: list[int] = []
+
+def check_cases(cases: Cases) -> None:
+    """Refuse what is no case."""
     for index, case in enumerate(cases):
-        try:
-            if case is not None and case._ready():
-                if priority:
-                    return index
-                ready.append(index)
-        except (AttributeError, TypeError):
-            if hasattr(case, "_ready") and not isinstance(case, type):
-                raise
+        if case is not None and (isinstance(case, type) or not hasattr(case, "_attempt")):
             msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
-            raise TypeError(msg) from None
-    if len(ready) > 1:
-        return ready[int(random() * len(ready))]
-    return ready[0] if ready else None
+            raise TypeError(msg)
 
 
-def happen(index: int, case: Selectable[Any], operation: Callable[..., Any], *args: Any) -> Case[Any]:
-    """Finish a case and tell what happened."""
-    channel = case.channel if isinstance(case, Send) else case
+def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Case[Any] | None:
+    """Let one of the cases happen if any can: the first in the order given, or in a random order, as in Go."""
+    check_cases(cases)
+    untried = list(range(len(cases)))
+    while untried:
+        index = untried.pop(0 if priority else int(random() * len(untried)))
+        case = cases[index]
+        if case is not None:
+            happened = carry_out(index, case, case._attempt, home)
+            if happened is not None:
+                return happened
+    return None
+
+
+def carry_out(index: int, case: Any, operation: Callable[[Any], Any], argument: object) -> Case[Any] | None:
+    """Attempt a case, or finish it, and tell what happened."""
     try:
-        item = operation(*args)
+        item = operation(argument)
     except EndOfStream:
-        return Case(index, channel, None, closed=True)
-    if type(item) is Raised:
+        return new_case((index, case, None, True))
+    if type(item) is not Answer:
+        return new_case((index, case, item, False))
+    if item.error is not None:
         raise item.error
-    return Case(index, channel, item, closed=False)
+    return new_case((index, case.channel, None, False)) if item is SENT else None
 
 
 @overload
@@ -352,7 +361,7 @@ async def select(
 ) -> Case[T1 | T2 | T3 | T4]: ...
 @overload
 async def select(*cases: Selectable[Any] | None, priority: bool = ...) -> Case[Any]: ...
-async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case[Any]:
+async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case[Any]:  # noqa: C901 -- a short cut
     """Wait until one of several cases can happen, and let exactly that one happen.
 
     A channel or its receiving end is a case of receiving, `Send` one of sending; a `Result`, `after` and a `ticker` are
@@ -384,26 +393,32 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
     Source:
         Go, runtime/select.go, selectgo.
     """
-    home = current_home()
-    if home is None:
-        msg = "select was used outside of asyncio and trio"
-        raise RuntimeError(msg)
-    if next(home.turns, None) is None:
-        await home.checkpoint()
+    home = recent.home
+    if next(home.turns, None) is not home.loop or (not home.shuffles and "trio" in sys.modules):
+        home = await arrive()
     while True:
-        # Pass 1: look for a case that can happen now.
-        index = choose(cases, priority=priority)
-        if index is not None:
-            winner: Any = cases[index]
-            return happen(index, winner, winner._take)
+        # Pass 1: look for a case that can happen now. An item in the channel that is tried first needs no closer look.
+        if cases and not priority:
+            index = int(random() * len(cases))
+            lucky: Any = cases[index]
+            if type(lucky) in RECEIVING:
+                state = lucky._open
+                if len(state.buffer) > state.reserved and (state.home is home or state.home is NOWHERE):
+                    item = state.buffer.popleft()
+                    if state.senders:
+                        state.refill()
+                    return new_case((index, lucky, item, False))
+        case = attempt(cases, home, priority=priority)
+        if case is not None:
+            return case
         # Pass 2: wait for all of them.
         waiter = home.waiter()
         due = math.inf
-        for index, case in enumerate(cases):
-            if case is not None:
-                case._join(Ticket(waiter, index), home)
-                if isinstance(case, Timer):
-                    due = min(due, case._due)
+        for index, selectable in enumerate(cases):
+            if selectable is not None:
+                selectable._join(Ticket(waiter, index), home)
+                if isinstance(selectable, Timer):
+                    due = min(due, selectable._due)
         try:
             woken = await home.wait(waiter, None if due == math.inf else due)
         except BaseException as exc:
@@ -415,8 +430,19 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         leave_losers(cases, woken)
         if woken is not TIMED_OUT:
             index, outcome = woken
-            winner = cases[index]
-            return happen(index, winner, winner._redeem, outcome)
+            winner: Any = cases[index]
+            return cast("Case[Any]", carry_out(index, winner, winner._redeem, outcome))
+
+
+async def arrive() -> Home:
+    """Find the caller's home, and yield if it is time to."""
+    home = current_home()
+    if home is None:
+        msg = "select was used outside of asyncio and trio"
+        raise RuntimeError(msg)
+    if next(home.turns, None) is None:
+        await home.checkpoint()
+    return home
 
 
 def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Case[Any] | None:
@@ -432,7 +458,7 @@ def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) 
         index, outcome = woken
         winner: Any = cases[index]
         if not winner._release(outcome) and home.defer_cancellation(exc):
-            return happen(index, winner, winner._redeem, outcome)
+            return carry_out(index, winner, winner._redeem, outcome)
     return None
 
 
@@ -475,8 +501,7 @@ def select_nowait(*cases: Selectable[Any] | None, priority: bool = False) -> Cas
         RuntimeError: a channel belongs to another event loop.
         Exception: the case that happened is the `Result` of a task that failed; its error.
     """
-    index = choose(cases, priority=priority)
-    if index is None:
+    case = attempt(cases, None, priority=priority)
+    if case is None:
         raise WouldBlock
-    winner: Any = cases[index]
-    return happen(index, winner, winner._take)
+    return case

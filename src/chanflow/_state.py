@@ -34,17 +34,19 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from chanflow._park import NOWHERE, Home, TaskWaiter, Waiter, current_home, give_up, interval
+from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up, interval
 from chanflow._room import Outcome, WaitingRoom
 
 __all__ = [
+    "NOTHING",
+    "SENT",
+    "Answer",
     "ChannelState",
     "ChannelStatistics",
     "ClosedEnd",
     "Deliverer",
     "Delivery",
     "Overflow",
-    "Raised",
     "check_count",
 ]
 
@@ -64,13 +66,21 @@ CAUSES: Final[dict[type[Exception], str]] = {
 }
 
 
-class Raised:
-    """What a case of `select` gives when its item is an error, so that no EndOfStream is taken for the case's end."""
+class Answer:
+    """What a case of `select` gives that is no item: that it can't happen now, that it was sent, or its error.
+
+    An error that is raised is the case's own: EndOfStream means closed and drained. As an answer, it is what a task
+    ended with.
+    """
 
     __slots__ = ("error",)
 
-    def __init__(self, error: BaseException) -> None:
+    def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
+
+
+NOTHING = Answer()
+SENT = Answer()
 
 
 class ChannelStatistics(NamedTuple):
@@ -427,17 +437,6 @@ class ChannelState(Generic[T]):
                 self.sent += len(items)
                 items.clear()
 
-    def can_put(self) -> bool:
-        """Tell whether `put` would not refuse: it accepts, drops or raises."""
-        if self.bridge is not None:
-            self.bridge.return_room()
-        return (
-            len(self.buffer) - self.reserved < self.room
-            or self.room == NO_ROOM
-            or self.overflow != "block"
-            or self.receivers.any_live()
-        )
-
     def check_sending(self) -> None:
         """Raise what a sender gets on a closed or broken channel."""
         if self.closed:
@@ -681,7 +680,8 @@ class ClosedEnd:
     """What an end operates on once it is closed: everything is refused."""
 
     __slots__ = ("_state",)
-    home = NOWHERE
+    # Of its own, since an operation that need not wait may be carried out nowhere.
+    home = Nowhere()
     # Nothing is there, and nobody.
     buffer = receivers = senders = ()
     reserved = room = 0
