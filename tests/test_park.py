@@ -276,7 +276,7 @@ def test_a_loop_with_futures_of_its_own() -> None:
 @pytest.mark.parametrize("hidden", [True, False])
 async def test_the_run_of_trio_is_told_from_others(*, hidden: bool, backend: str) -> None:
     """By trio's own thread-local or, where that can't be reached, by its public call."""
-    running = reach_run(types.SimpleNamespace(lowlevel=trio.lowlevel) if hidden else trio)
+    running = reach_run.__wrapped__(types.SimpleNamespace(lowlevel=trio.lowlevel) if hidden else trio)
     assert (running() is None) == (backend == "asyncio")
     assert running() is running()
     assert await anyio.to_thread.run_sync(running) is None

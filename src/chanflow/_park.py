@@ -401,10 +401,12 @@ def trio_token(trio: Any) -> Any:
     """Identify the trio run of this thread, or give None where there is none."""
     try:
         return trio.lowlevel.current_trio_token()
-    except RuntimeError:
+    except (RuntimeError, AttributeError):
+        # The latter while another thread is still importing it.
         return None
 
 
+@cache
 def reach_run(trio: Any) -> Callable[[], object]:
     """Give a function that identifies the trio run of this thread: by the run itself, else through the public call.
 
@@ -458,7 +460,7 @@ def current_home() -> Home | None:
     # trio first: as a guest of asyncio, both are running.
     if home.running() is home.loop and (trio is None or home.shuffles):
         return home
-    loop = None if trio is None else trio_token(trio)
+    loop = None if trio is None else reach_run(trio)()
     make: Callable[[], Home]
     if loop is not None:
         make = partial(TrioHome, trio)
