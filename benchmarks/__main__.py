@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +37,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="workloads, or the start of their names")
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 5, or 1 with --quick")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="%(default)s")
-    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter to measure with")
+    parser.add_argument(
+        "--python", nargs="+", default=[sys.executable], metavar="PATH", help="the interpreters to measure with"
+    )
     parser.add_argument("--docs", type=Path, metavar="PAGE", help="put the results into this page, too")
     parser.add_argument("--list", action="store_true", help="name the workloads, and measure nothing")
     arguments = parser.parse_args()
@@ -61,18 +63,25 @@ def main() -> None:
     if not chosen:
         sys.exit(f"no workload is called {' or '.join(arguments.only)}; --list names them")
     facts = machine.describe(arguments.python)
-    facts["command"] = command(arguments)
+    pythons = {versions["Python"]: path for versions, path in zip(facts["versions"], arguments.python, strict=True)}
+    facts["command"] = command(arguments, pythons)
     with TemporaryDirectory() as directory:
         go = golang.build(Path(directory))
-        results = plan_rows(chosen, quick=arguments.quick, go=go)
+        results = plan_rows(chosen, pythons=pythons, quick=arguments.quick, go=go)
         # Written after each round, so that a run that is broken off has something to show.
-        measure(results, arguments, go, lambda rounds: write(results, facts | {"rounds": rounds}, arguments))
+        measure(results, pythons, arguments, go, lambda rounds: write(results, facts | {"rounds": rounds}, arguments))
     print((arguments.output / "results.md").read_text())
     for (name, reason), peers in not_measured(results).items():
         print(f"not measured: {name}, {', '.join(peers)}: {reason}", file=sys.stderr)
 
 
-def measure(results: Results, arguments: argparse.Namespace, go: Path | str, ended: Callable[[int], object]) -> None:
+def measure(
+    results: Results,
+    pythons: dict[str, str],
+    arguments: argparse.Namespace,
+    go: Path | str,
+    ended: Callable[[int], object],
+) -> None:
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
@@ -83,7 +92,7 @@ def measure(results: Results, arguments: argparse.Namespace, go: Path | str, end
         def done(row: Row) -> None:
             progress.update(bar, advance=1, description=f"{row.workload:18.18} {row.peer:18.18}")
 
-        measure_all(results, python=arguments.python, go=go, rounds=arguments.rounds, done=done, ended=ended)
+        measure_all(results, pythons=pythons, go=go, rounds=arguments.rounds, done=done, ended=ended)
 
 
 def write(results: Results, facts: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -104,17 +113,19 @@ def not_measured(results: Results) -> dict[tuple[str, str], list[str]]:
     peers: dict[tuple[str, str], list[str]] = {}
     for _, row in results:
         if row.reason:
-            where = row.peer if row.backend == "-" else f"{row.peer} ({row.backend})"
+            where = f"{row.peer} ({', '.join(dict.fromkeys([row.python, row.backend]))})"
             peers.setdefault((row.workload, row.reason), []).append(where)
     return peers
 
 
-def command(arguments: argparse.Namespace) -> str:
+def command(arguments: argparse.Namespace, versions: Iterable[str]) -> str:
     """Give the command again, without the paths of this machine."""
     words = ["python -m benchmarks", f"--rounds {arguments.rounds}"]
     words += ["--quick"] * arguments.quick
     if arguments.only:
         words.append("--only " + " ".join(arguments.only))
+    if len(arguments.python) > 1:
+        words.append("--python " + " ".join(f"python{version.rpartition('.')[0]}" for version in versions))
     return " ".join(words)
 
 

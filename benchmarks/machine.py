@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,7 @@ print(json.dumps({"Python": platform.python_version(), **{name: find(name) for n
 """
 
 
-def describe(python: str) -> dict[str, Any]:
-    answer = subprocess.run(
-        [python, "-c", QUESTION, *DISTRIBUTIONS], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+def describe(pythons: Iterable[str]) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
@@ -41,8 +39,17 @@ def describe(python: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit(),
-        "versions": json.loads(answer.stdout) | {"Go": golang.version() or "not installed"},
+        "versions": [versions(python) for python in pythons],
+        "go": golang.version() or "not installed",
     }
+
+
+def versions(python: str) -> dict[str, str]:
+    """Ask an interpreter for its version and those of the peers."""
+    answer = subprocess.run(
+        [python, "-c", QUESTION, *DISTRIBUTIONS], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return dict(json.loads(answer.stdout))
 
 
 def cpu_name() -> str:

@@ -34,11 +34,13 @@ def draw(results: Results, directory: Path) -> list[Path]:
     mpl.rcParams["svg.hashsalt"] = "chanflow"
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
+    # One picture for each plot is enough: that of the interpreter named first.
+    first = results[0][1].python
     for name, chosen in PLOTS.items():
         panels: dict[str, list[Row]] = {}
         titles = {}
         for workload, row in results:
-            if row.wall and chosen(workload, row):
+            if row.wall and row.python == first and chosen(workload, row):
                 panels.setdefault(workload.name, []).append(row)
                 titles[workload.name] = f"{workload.name}, µs per {workload.unit}"
         if panels:

@@ -22,18 +22,35 @@ HEAD = (
 )
 MICRO, MILLI = 1e6, 1e3
 NONE = "-"
+LINEAR = 1.1
+"""How much more bytes each of many may take than each of few."""
 SUMMARY_PEERS = ("asyncio.Queue", "anyio", "trio", "aiochan", "asyncio-channel", "janus", "culsans", "aiologic")
 
 
 def render(results: Results, machine: dict[str, Any], title: str = "#") -> str:
     """Give everything, with headings below the given one."""
-    parts = [*environment(machine)]
-    for backend in ("asyncio", "trio"):
-        parts += [f"{title} Channels on {backend}, chanflow ÷ peer", summary(results, backend)]
+    parts = [environment(machine)]
+    pythons = list(dict.fromkeys(row.python for _, row in results))
+    for python in pythons:
+        part = [(workload, row) for workload, row in results if row.python == python]
+        if len(pythons) > 1:
+            parts += [f"{title} Python {python}", *sections(part, f"{title}#")]
+        else:
+            parts += sections(part, title)
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(results: Results, title: str) -> Iterator[str]:
+    """Give the results of one interpreter."""
+    if any(workload.group == "channel" for workload, _ in results):
+        for backend in ("asyncio", "trio"):
+            yield f"{title} Channels on {backend}, chanflow ÷ peer"
+            yield summary(results, backend)
     for workload in unique(results):
         rows = [row for other, row in results if other is workload]
         if not workload.memory:
-            parts += [f"{title} {workload.title}", table(workload, rows)]
+            yield f"{title} {workload.title}"
+            yield table(workload, rows)
     for kind, heading in (
         ("channel", "Memory of idle channels"),
         ("receiver", "Memory of parked receivers"),
@@ -41,24 +58,25 @@ def render(results: Results, machine: dict[str, Any], title: str = "#") -> str:
     ):
         rows = [row for _, row in results if row.workload.startswith(f"memory-{kind}-")]
         if rows:
-            parts += [f"{title} {heading}", memory_table(rows)]
-    return "\n\n".join(parts) + "\n"
+            yield f"{title} {heading}"
+            yield memory_table(rows)
 
 
 def unique(results: Results) -> list[Workload]:
     return list({workload.name: workload for workload, _ in results}.values())
 
 
-def environment(machine: dict[str, Any]) -> Iterator[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    yield "\n".join(
+def environment(machine: dict[str, Any]) -> str:
+    versions = [", ".join(f"{name} {version}" for name, version in each.items()) for each in machine["versions"]]
+    return "\n".join(
         [
             f"- Command: `{machine['command']}`",
             f"- Rounds: {machine['rounds']}",
             f"- Machine: {machine['cpu']}, {machine['cpus']} CPUs, {machine['system']}",
             f"- Load average before: {machine['load']}",
             f"- Date and commit: {machine['date']}, {machine['commit']}",
-            f"- Versions: {versions}",
+            *(f"- Versions: {each}" for each in versions),
+            f"- Go: {machine['go']}",
         ]
     )
 
@@ -130,7 +148,7 @@ def memory_table(rows: list[Row]) -> str:
     lines = [
         "| peer | "
         + " | ".join(f"bytes each, of {count:,}" for count in counts)
-        + f" | growth, {counts[-1]:,} to {counts[0]:,} (1: linear) | chanflow ÷ peer | |",
+        + f" | growth, {counts[-1]:,} to {counts[0]:,} | chanflow ÷ peer | |",
         "|---|" + "--:|" * (len(counts) + 2) + "---|",
     ]
     each = {(row.peer, row.operations): row.bytes / row.operations for row in rows if row.bytes is not None}
@@ -138,7 +156,8 @@ def memory_table(rows: list[Row]) -> str:
         sizes = [each.get((peer, count)) for count in counts]
         known = [size for size in sizes if size is not None]
         cells = [peer, *(NONE if size is None else f"{size:,.0f}" for size in sizes)]
-        cells.append(f"{sizes[-1] / sizes[0]:.2f}" if sizes[0] and sizes[-1] else NONE)
+        growth = sizes[-1] / sizes[0] if sizes[0] and sizes[-1] else None
+        cells.append(NONE if growth is None else f"{growth:.2f}, {'linear' if growth <= LINEAR else 'not linear'}")
         shared = [
             each["chanflow", count] / size
             for size, count in zip(sizes, counts, strict=True)

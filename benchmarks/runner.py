@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class Row:
     """What came of one peer in one workload on one backend."""
 
     workload: str
+    python: str
+    """The version of the interpreter."""
     peer: str
     backend: str
     operations: int
@@ -51,43 +54,49 @@ class Row:
         return asdict(self)
 
 
-def plan_rows(workloads: Iterable[Workload], *, quick: bool, go: Path | str) -> list[tuple[Workload, Row]]:
-    """List what is to be measured, and what can't be."""
+def plan_rows(
+    workloads: Iterable[Workload], *, pythons: Iterable[str], quick: bool, go: Path | str
+) -> list[tuple[Workload, Row]]:
+    """List what is to be measured with which versions of Python, and what can't be."""
     rows = []
-    for workload in workloads:
+    first, *_ = pythons = list(pythons)
+    for workload, python in product(workloads, pythons):
         part = QUICK if quick and not workload.fixed else 1.0
         for peer, entry in workload.entries.items():
             for backend in entry.backends:
-                left_out = "left out of a quick run" if quick and (workload.slow or backend == "trio") else ""
+                left_out = "left out of a quick run" if quick and workload.slow else ""
                 count = workload.count
                 if not workload.fixed:
                     count = max(int(count * part * entry.scale), LEAST)
-                rows.append((workload, Row(workload.name, peer, backend, count, entry.note, left_out)))
-        rows += [(workload, Row(workload.name, peer, "-", 0, "", why)) for peer, why in workload.missing.items()]
-        if workload.go_scale:
+                rows.append((workload, Row(workload.name, python, peer, backend, count, entry.note, left_out)))
+        rows += [
+            (workload, Row(workload.name, python, peer, "-", 0, "", why)) for peer, why in workload.missing.items()
+        ]
+        if workload.go_scale and python == first:
             count = max(int(workload.count * part * workload.go_scale), LEAST)
             reason = go if isinstance(go, str) else ""
-            rows.append((workload, Row(workload.name, "Go", "-", count, "the far limit", reason)))
+            rows.append((workload, Row(workload.name, python, "Go", "-", count, "the far limit", reason)))
     return rows
 
 
 def measure_all(
     rows: list[tuple[Workload, Row]],
     *,
-    python: str,
+    pythons: dict[str, str],
     go: Path | str,
     rounds: int,
     done: Callable[[Row], object],
     ended: Callable[[int], object],
 ) -> None:
-    """Fill the rows in; `ended` is called after each round."""
-    # The first import of all compiles.
-    call([python, "-c", "import anyio, asyncio, trio, chanflow.demo"])
+    """Fill the rows in with the interpreters of their versions; `ended` is called after each round."""
+    for path in pythons.values():
+        # The first import of all compiles.
+        call([path, "-c", "import anyio, asyncio, trio, chanflow.demo"])
     for number in range(rounds):
         for workload, row in rows:
             # A byte count is the same each time.
             if not (row.reason or (workload.memory and number)):
-                add(row, call(command(workload, row, python, go)))
+                add(row, call(command(workload, row, pythons[row.python], go)))
             done(row)
         ended(number + 1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 from anyio import create_task_group, to_thread
@@ -59,7 +58,7 @@ async def through_anyio(count: int) -> None:
     from anyio import create_memory_object_stream, from_thread
 
     sender, receiver = create_memory_object_stream[int](CAPACITY)
-    await consume(partial(from_thread.run, sender.send), receiver.receive, count)
+    await consume(lambda item: from_thread.run(sender.send, item), receiver.receive, count)
 
 
 async def through_run_coroutine_threadsafe(count: int) -> None:
@@ -74,7 +73,8 @@ async def through_call_soon_threadsafe(count: int) -> None:
     from asyncio import Queue, get_running_loop
 
     queue: Queue[int] = Queue()
-    await consume(partial(get_running_loop().call_soon_threadsafe, queue.put_nowait), queue.get, count)
+    call_soon_threadsafe = get_running_loop().call_soon_threadsafe
+    await consume(lambda item: call_soon_threadsafe(queue.put_nowait, item), queue.get, count)
 
 
 def workloads() -> Iterator[Workload]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmarks.plan import ASYNCIO, BOTH, LOOPLESS, Entry, Workload
 
 __all__ = ["workloads"]
 
-Job = Callable[[int], Awaitable[int]]
+Job = Callable[[int], Coroutine[Any, Any, int]]
 
 MILLISECOND = 0.001
 
@@ -98,7 +98,7 @@ async def queue_workers(job: Job, workers: int, count: int) -> None:
 async def anyio_amap(job: Job, count: int) -> None:
     from anyio import amap
 
-    assert sum(await amap(job, range(count))) == expected(count)  # type: ignore[arg-type]
+    assert sum(await amap(job, range(count))) == expected(count)
 
 
 async def aiometer_amap(job: Job, workers: int, count: int) -> None:
@@ -115,7 +115,7 @@ async def aiojobs_scheduler(job: Job, workers: int, count: int) -> None:
     from aiojobs import Scheduler
 
     async with Scheduler(limit=workers, pending_limit=100) as scheduler:
-        jobs = [await scheduler.spawn(job(number)) for number in range(count)]
+        jobs: list[Any] = [await scheduler.spawn(job(number)) for number in range(count)]
         assert sum([await job.wait() for job in jobs]) == expected(count)
 
 
