@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,11 @@ def capacity(request: pytest.FixtureRequest) -> float:
 @pytest.fixture
 def backend(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
+
+
+def whole(message: str) -> str:
+    """Match this message and nothing more."""
+    return f"^{re.escape(message)}$"
 
 
 def at_rest(channel: Channel[Any]) -> bool:

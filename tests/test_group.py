@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import threading
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -16,16 +15,12 @@ import pytest
 from anyio import Event, WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Group, Result, ResultCancelledError
+from tests.conftest import whole
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
 OUTSIDE = "a Group may only start tasks inside of its `async with` block, in the same event loop"
-
-
-def whole(message: str) -> str:
-    """Match this message and nothing more."""
-    return f"^{re.escape(message)}$"
 
 
 def at_rest(group: Group) -> bool:

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import gc
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -20,13 +19,9 @@ from anyio import CapacityLimiter, EndOfStream, Event, wait_all_tasks_blocked
 
 from chanflow import Channel, DeadLetter, ResultCancelledError, Retry, WorkerGroup
 from chanflow._offload import is_async, run_in_thread
+from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio
-
-
-def whole(message: str) -> str:
-    """Match this message and nothing more."""
-    return f"^{re.escape(message)}$"
 
 
 class Gated:

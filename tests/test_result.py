@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import re
 from typing import Any
 
 import anyio
@@ -25,15 +24,10 @@ from chanflow import (
     select_nowait,
     set_checkpoint_interval,
 )
-from tests.conftest import at_rest
+from tests.conftest import at_rest, whole
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
-
-
-def whole(message: str) -> str:
-    """Match this message and nothing more."""
-    return f"^{re.escape(message)}$"
 
 
 class Oracle:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from typing import Any
 
 import pytest
@@ -14,11 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chanflow import Retry
-
-
-def whole(message: str) -> str:
-    """Match this message and nothing more."""
-    return f"^{re.escape(message)}$"
+from tests.conftest import whole
 
 
 @pytest.mark.parametrize(

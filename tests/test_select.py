@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-import re
 import sys
 import threading
 import tracemalloc
@@ -35,17 +34,12 @@ from chanflow import (
     ticker,
 )
 from chanflow import _select as select_module
-from tests.conftest import at_rest
+from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio
 
 native = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 """For what only asyncio has: cancellation of a task from outside of any scope."""
-
-
-def whole(message: str) -> str:
-    """Match a whole message and nothing else."""
-    return f"^{re.escape(message)}$"
 
 
 def dice(seed: int) -> Random:

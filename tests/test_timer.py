@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +13,9 @@ import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Channel, after, select, select_nowait, ticker
-from tests.conftest import at_rest
+from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio
-
-
-def whole(message: str) -> str:
-    """Match a whole message and nothing else."""
-    return f"^{re.escape(message)}$"
 
 
 # after

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import math
-import re
 import tracemalloc
 import weakref
 from collections import Counter
@@ -35,6 +34,7 @@ from chanflow import (
     set_checkpoint_interval,
 )
 from tests import conftest
+from tests.conftest import whole
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
@@ -47,11 +47,6 @@ SHUTTING_DOWN = "the worker group is shutting down"
 OUTSIDE = "a WorkerGroup accepts jobs only inside of its `async with` block"
 ELSEWHERE = "this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"
 BAD_SHUTDOWN = "shutdown must be called inside of the group's block, and not by one of its handlers"
-
-
-def whole(message: str) -> str:
-    """Match this message and nothing more."""
-    return f"^{re.escape(message)}$"
 
 
 def at_rest(group: WorkerGroup[Any, Any]) -> bool:

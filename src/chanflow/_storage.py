@@ -1,0 +1,208 @@
+"""One SQLite file, owned by a thread: the event loop sends it requests, and it carries out many in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
+
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, Event
+
+from chanflow._channel import Channel
+from chanflow._park import Home, current_home
+from chanflow._threads import ThreadChannel
+
+__all__ = ["Database", "StorageError"]
+
+T = TypeVar("T")
+Connection = sqlite3.Connection
+Operation = Callable[[Connection], T]
+
+BATCH = 256
+"""The most requests in one transaction: each waits for all."""
+BUSY_TIMEOUT = 30.0
+"""Seconds for which another process may keep the file to itself."""
+
+
+class StorageError(Exception):
+    """Where messages or tasks are kept can't be reached, is full or damaged, or is no such place; it has the cause."""
+
+
+class Request(Generic[T]):
+    """An operation, and what came of it."""
+
+    __slots__ = ("abandoned", "done", "error", "operation", "undo", "value")
+
+    def __init__(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None) -> None:
+        self.operation = operation
+        self.undo = undo
+        self.done = Event()
+        self.abandoned = False
+        self.error: Exception | None = None
+        self.value: T | None = None
+
+
+class Database:
+    """An SQLite file that several processes may have open.
+
+    Requests that wait at the same time are carried out in one transaction, in their order, each as if it were
+    alone: one that fails takes nothing of the others back. What has returned is on the disk.
+
+    Args:
+        path: the file, which is made if it is missing.
+        schema: statements that make what is missing in it.
+    """
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self._path = path
+        self._schema = schema
+        # The thread takes all that wait; the channel wakes it, and is closed with the database.
+        self._waiting: deque[Request[Any]] = deque()
+        self._wake = Channel[None](1, f"requests to {path}", overflow="drop_newest")
+        self._ended = Event()
+        self._home: Home
+
+    async def open(self) -> None:
+        """Open the file.
+
+        Raises:
+            StorageError: it can't be opened, or is no SQLite file.
+        """
+        home = current_home()
+        assert home is not None
+        self._home = home
+        name = f"chanflow {self._path.name}"
+        # Not a daemon, which would be cut off in the middle of a transaction.
+        threading.Thread(target=self._serve, args=(self._wake.from_thread(),), name=name).start()
+        try:
+            await self.run(self._prepare)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        """Carry out what was requested before, and close the file."""
+        self._wake.close()
+        await self._ended.wait()
+
+    async def run(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None = None) -> T:
+        """Carry out an operation in the thread.
+
+        Args:
+            operation: called with the connection, in a transaction.
+            undo: makes of its value the operation that undoes it, for a caller who is cancelled and never sees it.
+
+        Raises:
+            StorageError: SQLite reported an error; nothing was done.
+            ClosedResourceError: the database is closed.
+
+        Cancellation:
+            The operation is carried out nevertheless, and then undone if `undo` is given.
+        """
+        request = Request(operation, undo)
+        self._request(request)
+        try:
+            await request.done.wait()
+        except BaseException:
+            request.abandoned = True
+            if request.done.is_set():
+                self._take_back(request)
+            raise
+        if isinstance(request.error, sqlite3.Error):
+            msg = f"{self._path}: {request.error}"
+            raise StorageError(msg) from request.error
+        if request.error is not None:
+            raise request.error
+        return cast("T", request.value)
+
+    def _request(self, request: Request[Any]) -> None:
+        if self._wake.closed:
+            msg = f"{self._path} is closed"
+            raise ClosedResourceError(msg)
+        self._waiting.append(request)
+        self._wake.send_nowait(None)
+
+    def _take_back(self, request: Request[Any]) -> None:
+        if request.undo is not None and request.error is None and not self._wake.closed:
+            self._request(Request(request.undo(request.value), None))
+
+    def _finish(self, batch: list[Request[Any]]) -> None:
+        for request in batch:
+            request.done.set()
+            if request.abandoned:
+                self._take_back(request)
+
+    # What runs in the thread.
+
+    def _serve(self, wake: ThreadChannel[None]) -> None:
+        connection: Connection | None = None
+        # Until it is closed, or the event loop has ended and nobody waits any more.
+        try:
+            over = False
+            while not over:
+                try:
+                    wake.receive()
+                except EndOfStream:
+                    over = True
+                while batch := [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]:
+                    try:
+                        connection = connection or self._connect()
+                        transact(connection, batch)
+                    except Exception as error:  # noqa: BLE001 -- goes to whoever waits
+                        for request in batch:
+                            request.error = request.error or error
+                    self._home.call_soon(partial(self._finish, batch))
+        except (BrokenResourceError, RuntimeError):
+            pass
+        finally:
+            if connection is not None:
+                connection.close()
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        # Where the event loop has ended, nobody is left to be told.
+        with suppress(RuntimeError):
+            self._home.call_soon(self._ended.set)
+
+    def _connect(self) -> Connection:
+        # Transactions are begun by hand.
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        try:
+            # Readers don't wait for writers, and a commit is one write; a crash at any moment leaves a whole file.
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: Connection) -> None:
+        for statement in self._schema.split(";"):
+            connection.execute(statement)
+
+
+def transact(connection: Connection, batch: list[Request[Any]]) -> None:
+    """Carry out requests in one transaction."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for request in batch:
+            connection.execute("SAVEPOINT request")
+            try:
+                request.value = request.operation(connection)
+            except Exception as error:
+                request.error = error
+                # A full disk may have ended the whole transaction.
+                if not connection.in_transaction:
+                    raise
+                connection.execute("ROLLBACK TO request")
+            connection.execute("RELEASE request")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

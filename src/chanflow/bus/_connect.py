@@ -1,0 +1,48 @@
+"""From a URL to a bus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chanflow._retry import check_seconds
+from chanflow._state import check_count
+from chanflow.bus._bus import Bus
+from chanflow.bus.backend import Backend
+
+__all__ = ["connect"]
+
+
+def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float = 0.0) -> Bus:
+    """Make a bus; it connects when its block is entered.
+
+    Args:
+        url: where the messages are kept: `memory://` for the memory of this process, for as long as the bus is open;
+            `sqlite:///file.db` for a file relative to the current directory, `sqlite:////var/lib/file.db` for an
+            absolute one; or a backend of your own.
+        max_pending: how many messages of a topic may wait for the group that is furthest behind, at least 1; then
+            `publish` waits. `math.inf` for no bound. Dead letters are always let in.
+        retention: for how many seconds to keep a message that every group has settled, for groups that come
+            later; at least 0, `math.inf` for ever.
+
+    Raises:
+        ValueError: `url` is none of these, or a number is out of its bounds.
+        TypeError: an argument has the wrong type.
+    """
+    check_count("max_pending", max_pending, 1, infinite=True)
+    check_seconds("retention", retention)
+    if isinstance(url, Backend):
+        return Bus(url)
+    if not isinstance(url, str):
+        msg = f"url must be a str or a Backend, got {url!r}"
+        raise TypeError(msg)
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "memory" and not rest:
+        from chanflow.bus.memory import MemoryBackend  # noqa: PLC0415 -- each backend is imported where it is used
+
+        return Bus(MemoryBackend(max_pending=max_pending, retention=retention))
+    if separator and scheme == "sqlite" and len(rest) > 1 and rest.startswith("/"):
+        from chanflow.bus.sqlite import SqliteBackend  # noqa: PLC0415 -- as above
+
+        return Bus(SqliteBackend(Path(rest[1:]), max_pending=max_pending, retention=retention))
+    msg = f"url must be memory:// or sqlite:///PATH, got {url!r}"
+    raise ValueError(msg)

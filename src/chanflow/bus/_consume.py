@@ -1,0 +1,107 @@
+"""Call a handler for each message of a subscription, and settle the message by what came of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from inspect import iscoroutine
+from typing import Any, TypeAlias
+
+from anyio import CapacityLimiter, create_task_group, move_on_after
+
+from chanflow._offload import is_async, run_in_thread
+from chanflow._retry import Retry
+from chanflow._storage import StorageError
+from chanflow.bus._subscription import LeaseLostError, Message, Subscription
+
+__all__ = ["Attempt", "Handler", "consume"]
+
+logger = logging.getLogger("chanflow.bus")
+
+Handler: TypeAlias = Callable[[Message], Awaitable[object]] | Callable[[Message], object]
+
+
+class Attempt:
+    """A call of the handler: on the event loop, or in a thread for a plain function."""
+
+    def __init__(self, handler: Handler, workers: int, timeout: float | None) -> None:
+        self._handler: Callable[[Message], Any] = handler
+        self._timeout = timeout
+        self._limiter = None if is_async(handler) else CapacityLimiter(workers)
+
+    async def __call__(self, message: Message) -> None:
+        """Call it.
+
+        Raises:
+            TimeoutError: it took longer than the timeout.
+            Exception: what the handler raised.
+        """
+        if self._limiter is not None:
+            value = await run_in_thread(
+                self._handler, message, self._limiter, timeout=self._timeout, expired=lambda _error: None
+            )
+            if iscoroutine(value):
+                value.close()
+                msg = f"the handler gave a coroutine that nobody awaits: make it an async function: {self._handler!r}"
+                raise TypeError(msg)
+        elif self._timeout is None:
+            await self._handler(message)
+        else:
+            with move_on_after(self._timeout) as scope:
+                await self._handler(message)
+            if scope.cancelled_caught:
+                msg = f"the handler took longer than {self._timeout} s"
+                raise TimeoutError(msg)
+
+
+async def consume(subscription: Subscription, attempt: Attempt, retry: Retry) -> None:
+    """Attempt each message until the subscription ends, and wait for the handlers."""
+    failed: StorageError | None = None
+    async with subscription, create_task_group() as keeping:
+        keeping.start_soon(subscription._keep)
+        async with create_task_group() as handlers:
+            try:
+                async for message in subscription:
+                    handlers.start_soon(handle, message, attempt, retry)
+            except StorageError as error:
+                # Raised below: the task groups would wrap it.
+                failed = error
+        keeping.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+
+
+async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
+    """Attempt a message, and settle it."""
+    try:
+        if message.attempt > retry.attempts:
+            await message.reject(f"delivered {message.attempt - 1} times, and never settled: its consumers were killed")
+            return
+        try:
+            await attempt(message)
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this message's
+            await settle_failure(message, error, retry)
+        else:
+            if not message.settled:
+                await message.ack()
+    except (LeaseLostError, StorageError) as error:
+        # It will be delivered again, or has been.
+        logger.warning("%r was handled, but could not be settled: %s", message, error)
+
+
+async def settle_failure(message: Message, error: Exception, retry: Retry) -> None:
+    """Give a message back after a failed attempt, or reject it after the last one."""
+    if message.settled:
+        logger.error("the handler of %r failed after it had settled it", message, exc_info=error)
+        return
+    try:
+        again = retry.wants(error, message.attempt)
+    except Exception as broken:  # noqa: BLE001 -- it is as bad as the handler's
+        broken.__context__, error, again = error, broken, False
+    if again:
+        delay = retry.backoff(message.attempt)
+        logger.warning("%r failed, and comes again in %.3g s", message, delay, exc_info=error)
+        await message.nack(delay)
+    else:
+        logger.error("%r failed, and becomes a dead letter", message, exc_info=error)
+        await message.reject(f"{type(error).__name__}: {error}")

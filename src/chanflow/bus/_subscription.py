@@ -1,0 +1,332 @@
+"""A consumer's side of a topic: the subscription, and the messages that it holds."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Self
+
+from anyio import CancelScope, current_time, move_on_after, sleep
+
+from chanflow._channel import Channel
+from chanflow._select import after, select
+from chanflow._storage import StorageError
+from chanflow.bus.backend import Backend, Content, Delivery, Member, Membership, Origin
+
+__all__ = ["LeaseLostError", "Message", "Subscription"]
+
+logger = logging.getLogger("chanflow.bus")
+
+BATCH = 10
+"""The most messages that are fetched at once: those that wait here are no other member's."""
+GRACE = 5.0
+"""Seconds to give back what is held; after that, the leases run out."""
+
+
+class LeaseLostError(Exception):
+    """A message was not settled within the ack deadline, and was given to another consumer meanwhile."""
+
+
+class Message:
+    """A message that this consumer holds until it acknowledges it, gives it back or rejects it."""
+
+    __slots__ = ("_delivery", "_settled", "_subscription")
+
+    def __init__(self, subscription: Subscription, delivery: Delivery) -> None:
+        self._subscription: Subscription = subscription
+        self._delivery: Delivery = delivery
+        self._settled: str | None = None
+
+    @property
+    def id(self) -> str:
+        """One of a kind within its topic."""
+        return self._delivery.id
+
+    @property
+    def topic(self) -> str:
+        """Where it was published."""
+        return self._delivery.content.topic
+
+    @property
+    def body(self) -> bytes:
+        """What was published."""
+        return self._delivery.content.body
+
+    @property
+    def key(self) -> str | None:
+        """What it shares with the messages among which the order matters; None for none."""
+        return self._delivery.content.key
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What was published beside the body."""
+        return self._delivery.content.headers
+
+    @property
+    def attempt(self) -> int:
+        """How often the group has been given this message, from 1."""
+        return self._delivery.attempt
+
+    @property
+    def published_at(self) -> float:
+        """When it was published, in seconds since the epoch."""
+        return self._delivery.published_at
+
+    @property
+    def settled(self) -> bool:
+        """Whether it was acknowledged, given back or rejected through this object."""
+        return self._settled is not None
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id} of {self.topic!r}, attempt {self.attempt}>"
+
+    async def ack(self) -> None:
+        """Acknowledge it: the group has done with it.
+
+        Raises:
+            LeaseLostError: the deadline is over, and another consumer was given the message.
+            RuntimeError: it was settled already.
+            StorageError: the backend failed.
+
+        Cancellation:
+            It may have been acknowledged nevertheless.
+        """
+        self._settle("acknowledged")
+        self._check_held(await self._subscription._member.ack(self._delivery))
+
+    async def nack(self, delay: float = 0.0) -> None:
+        """Give it back, to be delivered again.
+
+        Args:
+            delay: seconds to wait before that, at least 0. Later messages with the same key wait, too.
+
+        Raises:
+            LeaseLostError: the deadline is over, and another consumer was given the message.
+            RuntimeError: it was settled already.
+            ValueError: `delay` is negative.
+            StorageError: the backend failed.
+
+        Cancellation:
+            It may have been given back nevertheless.
+        """
+        if not delay >= 0:
+            msg = f"delay must be >= 0, got {delay}"
+            raise ValueError(msg)
+        self._settle("given back")
+        self._check_held(await self._subscription._member.nack(self._delivery, delay))
+
+    async def reject(self, reason: str) -> None:
+        """Have done with it, and move it to the dead-letter topic.
+
+        Args:
+            reason: for whoever looks at the dead letters.
+
+        Raises:
+            LeaseLostError: the deadline is over, and another consumer was given the message.
+            RuntimeError: it was settled already.
+            StorageError: the backend failed.
+
+        Cancellation:
+            It may have been moved nevertheless.
+        """
+        self._settle("rejected")
+        content = self._delivery.content
+        group, dead_letter = self._subscription.group, self._subscription.dead_letter
+        origin = Origin(topic=content.topic, group=group, id=self.id, attempts=self.attempt, reason=reason)
+        dead = Content(topic=dead_letter, body=content.body, key=content.key, headers=content.headers, origin=origin)
+        self._check_held(await self._subscription._member.bury(self._delivery, dead))
+
+    async def extend(self) -> None:
+        """Have the whole ack deadline again, from now on.
+
+        Raises:
+            LeaseLostError: the deadline is over, and another consumer was given the message.
+            RuntimeError: it was settled already.
+            StorageError: the backend failed.
+        """
+        self._check_unsettled()
+        held = await self._subscription._member.extend(self._delivery)
+        # Another task may have settled it meanwhile.
+        if self._settled is None:
+            self._check_held(held)
+            self._subscription._hold(self)
+
+    def _settle(self, how: str) -> None:
+        self._check_unsettled()
+        self._settled = how
+        self._subscription._drop(self)
+
+    def _check_unsettled(self) -> None:
+        if self._settled is not None:
+            msg = f"message {self.id} of topic {self.topic!r} was {self._settled} already"
+            raise RuntimeError(msg)
+
+    def _check_held(self, held: bool) -> None:  # noqa: FBT001 -- the backend's answer
+        if not held:
+            deadline = self._subscription.ack_deadline
+            msg = f"message {self.id} of topic {self.topic!r} was not settled within {deadline} s, and given to another"
+            raise LeaseLostError(msg)
+
+
+class Subscription:
+    """A consumer, as a member of a group: a context manager, and an asynchronous iterator over messages.
+
+    The consumer holds at most `max_in_flight` unsettled messages; then iterating waits. A message that it does not
+    settle within the ack deadline is given to another, and no longer counts. Any number of tasks may iterate over one
+    subscription. Leaving the block gives back what is not settled. When the bus closes, the iteration ends.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        membership: Membership,
+        max_in_flight: int,
+        dead_letter: str,
+        *,
+        opened: Callable[[Subscription], object],
+        closed: Callable[[Subscription], object],
+    ) -> None:
+        self.topic: str = membership.topic
+        self.group: str = membership.group
+        self.dead_letter: str = dead_letter
+        self.ack_deadline: float = membership.ack_deadline
+        self._backend: Backend = backend
+        self._membership: Membership = membership
+        self._max_in_flight: int = max_in_flight
+        self._opened: Callable[[Subscription], object] = opened
+        self._closed: Callable[[Subscription], object] = closed
+        self._member: Member
+        # Closed when the iteration is to end.
+        self._end: Channel[None] = Channel()
+        self._scopes: set[CancelScope] = set()
+        # Fetched, but not handed out yet; each with the time at which its lease has to be renewed for that.
+        self._ahead: deque[tuple[Delivery, float]] = deque()
+        # Handed out and not settled; each with the time at which its lease ends.
+        self._held: dict[Message, float] = {}
+        self._room: Channel[None] = Channel(1, overflow="drop_newest")
+
+    async def __aenter__(self) -> Self:
+        self._opened(self)
+        try:
+            self._member = await self._backend.join(self._membership)
+        except BaseException:
+            self._closed(self)
+            raise
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._stop()
+        try:
+            with move_on_after(GRACE, shield=True) as scope:
+                await self._give_back()
+            if scope.cancelled_caught:
+                logger.warning("%d message(s) of %r could not be given back in time", self._count(), self.topic)
+        except StorageError as error:
+            logger.warning("%d message(s) of %r could not be given back: %s", self._count(), self.topic, error)
+        finally:
+            self._closed(self)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message:
+        """Hold the next message, waiting for one and for room to hold it.
+
+        Raises:
+            StopAsyncIteration: the subscription or the bus was closed.
+            StorageError: the backend failed.
+
+        Cancellation:
+            A cancelled call took nothing.
+        """
+        while True:
+            await self._wait_for_room()
+            if self._end.closed:
+                raise StopAsyncIteration
+            if not self._ahead:
+                await self._fetch()
+                continue
+            delivery, renew_at = self._ahead.popleft()
+            if current_time() >= renew_at:
+                # It waited here for so long that its consumer would have too little time.
+                try:
+                    if not await self._member.extend(delivery):
+                        continue
+                except BaseException:
+                    self._ahead.appendleft((delivery, renew_at))
+                    raise
+                if self._end.closed:
+                    self._ahead.appendleft((delivery, renew_at))
+                    continue
+            message = Message(self, delivery)
+            self._hold(message)
+            return message
+
+    def _count(self) -> int:
+        return len(self._ahead) + len(self._held)
+
+    def _hold(self, message: Message) -> None:
+        # At the end, so that they are in the order of their times.
+        self._held.pop(message, None)
+        self._held[message] = current_time() + self.ack_deadline
+
+    def _drop(self, message: Message) -> None:
+        if self._held.pop(message, None) is not None:
+            self._room.send_nowait(None)
+
+    async def _wait_for_room(self) -> None:
+        while len(self._held) >= self._max_in_flight and not self._end.closed:
+            message, until = next(iter(self._held.items()))
+            await select(self._room, self._end, after(max(until - current_time(), 0.0)))
+            # If it was neither settled nor extended by then, it is somebody else's.
+            if self._held.get(message) == until <= current_time():
+                self._drop(message)
+        if len(self._held) < self._max_in_flight:
+            # Another task may wait for room, too.
+            self._room.send_nowait(None)
+
+    async def _fetch(self) -> None:
+        """Fetch what there is room for, until the end."""
+        room = self._max_in_flight - len(self._held)
+        with CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                fetched = await self._member.fetch(min(room, BATCH))
+                renew_at = current_time() + self.ack_deadline / 2
+                self._ahead.extend((delivery, renew_at) for delivery in fetched)
+            finally:
+                self._scopes.discard(scope)
+
+    def _stop(self) -> None:
+        """End the iteration, for all who wait in it."""
+        self._end.close()
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def _give_back(self) -> None:
+        while self._ahead:
+            delivery, _ = self._ahead.popleft()
+            await self._member.nack(delivery, 0.0, attempted=False)
+        while self._held:
+            message = next(iter(self._held))
+            message._settled = "given back"
+            del self._held[message]
+            await self._member.nack(message._delivery, 0.0)
+
+    async def _keep(self) -> None:
+        """Renew the leases of what is held, until cancelled."""
+        while True:
+            await sleep(self.ack_deadline / 3)
+            for message in list(self._held):
+                if message in self._held:
+                    try:
+                        await message.extend()
+                    except LeaseLostError as error:
+                        self._drop(message)
+                        logger.warning("%s", error)
+                    except StorageError as error:
+                        logger.warning("the lease of %r could not be renewed: %s", message, error)

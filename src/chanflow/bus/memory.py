@@ -1,0 +1,338 @@
+"""Topics in the memory of one process."""
+
+# Invariants, for each group:
+# 1. A message that the group has not settled has one entry. It is ready, or leased or delayed (it has a time at which
+#    it becomes ready), or its key is taken: an older message with that key has an entry.
+# 2. So of the entries with one key, only the oldest is ever ready or leased.
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import count
+
+from anyio import ClosedResourceError, EndOfStream, current_time
+from attrs import define, evolve, frozen
+
+from chanflow._channel import Channel
+from chanflow._select import after, select
+from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
+
+__all__ = ["MemoryBackend"]
+
+
+def signal() -> Channel[None]:
+    """Make what wakes one waiter, or the next that comes; whoever has nothing to do with it passes it on."""
+    return Channel(1, overflow="drop_newest")
+
+
+@frozen(eq=False)
+class Stored:
+    """A message of a topic."""
+
+    number: int
+    content: Content
+    published_at: float
+    group: str | None
+    """The only one that it is for, if it is not for all."""
+
+
+@define(eq=False)
+class Entry:
+    """What a group has to do with a message."""
+
+    stored: Stored
+    attempt: int = 0
+    due: float | None = None
+    """When it becomes ready, if it is leased or delayed."""
+    receipt: object = None
+    """That of the last delivery."""
+
+
+class GroupQueue:
+    """The messages that one group has not settled yet."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Entry] = {}
+        self.news = signal()
+        self._ready: list[int] = []
+        # A time and the entry that it is for, unless that has another time by now.
+        self._times: list[tuple[float, int]] = []
+        self._keys: dict[str, deque[int]] = {}
+
+    def add(self, stored: Stored) -> None:
+        """Take a message in."""
+        self.entries[stored.number] = Entry(stored)
+        key = stored.content.key
+        if key is not None:
+            line = self._keys.setdefault(key, deque())
+            line.append(stored.number)
+            if len(line) > 1:
+                return
+        self._make_ready(stored.number)
+
+    def take(self, max_items: int, lease: float, now: float) -> list[Delivery]:
+        """Lease what is ready, the oldest first."""
+        while self._times and self._times[0][0] <= now:
+            due, number = heappop(self._times)
+            entry = self.entries.get(number)
+            if entry is not None and entry.due == due:
+                entry.due = None
+                heappush(self._ready, number)
+        taken: list[Delivery] = []
+        while self._ready and len(taken) < max_items:
+            number = heappop(self._ready)
+            # Forgotten, or settled late, after its lease.
+            entry = self.entries.get(number)
+            if entry is not None and entry.due is None:
+                entry.attempt += 1
+                entry.receipt = object()
+                self._set_due(entry, now + lease)
+                taken.append(deliver(entry.stored, entry.attempt, entry.receipt))
+        if taken and (self._ready or self._times):
+            # Somebody else has to watch what is left, and whether the leases run out.
+            self.news.send_nowait(None)
+        return taken
+
+    def next_time(self) -> float:
+        """Tell when the next entry becomes ready by itself."""
+        return self._times[0][0] if self._times else math.inf
+
+    def find(self, delivery: Delivery) -> Entry | None:
+        """Find the entry of a delivery, unless another delivery came after it."""
+        entry = self.entries.get(int(delivery.id))
+        return entry if entry is not None and entry.receipt is delivery.receipt else None
+
+    def settle(self, number: int) -> None:
+        """Have done with a message."""
+        key = self.entries.pop(number).stored.content.key
+        if key is not None:
+            line = self._keys[key]
+            oldest = line[0] == number
+            line.remove(number)
+            if not line:
+                del self._keys[key]
+            elif oldest:
+                self._make_ready(line[0])
+
+    def postpone(self, entry: Entry, due: float | None) -> None:
+        """Let a message become ready at a time, or now."""
+        if due is None:
+            entry.due = None
+            self._make_ready(entry.stored.number)
+        else:
+            self._set_due(entry, due)
+            self.news.send_nowait(None)
+
+    def _set_due(self, entry: Entry, due: float) -> None:
+        entry.due = due
+        heappush(self._times, (due, entry.stored.number))
+
+    def _make_ready(self, number: int) -> None:
+        heappush(self._ready, number)
+        self.news.send_nowait(None)
+
+
+class Topic:
+    """One topic: its messages, oldest first, and its groups."""
+
+    def __init__(self) -> None:
+        self.log: dict[int, Stored] = {}
+        self.groups: dict[str, GroupQueue] = {}
+        self.room = signal()
+        # Messages that every group has settled, and when they may be forgotten.
+        self._settled: deque[tuple[float, int]] = deque()
+
+    def backlog(self) -> int:
+        """Count what the group that is furthest behind has not settled."""
+        return max((len(group.entries) for group in self.groups.values()), default=len(self.log))
+
+    def add(self, stored: Stored) -> None:
+        """Take a message in."""
+        self.log[stored.number] = stored
+        for name, queue in self.groups.items():
+            if stored.group in {None, name}:
+                queue.add(stored)
+
+    def settle(self, number: int, group: GroupQueue, forget_at: float) -> None:
+        """Let one group have done with a message."""
+        group.settle(number)
+        self.room.send_nowait(None)
+        self.give_up(number, forget_at)
+
+    def give_up(self, number: int, forget_at: float) -> None:
+        """Keep a message that no group needs any more only until a time."""
+        if not self.needs(number):
+            self._settled.append((forget_at, number))
+
+    def forget(self, now: float) -> None:
+        """Forget what was settled long enough ago."""
+        while self._settled and self._settled[0][0] <= now:
+            _, number = self._settled.popleft()
+            # A group that came later may still need it.
+            if not self.needs(number):
+                self.log.pop(number, None)
+
+    def needs(self, number: int) -> bool:
+        """Tell whether a group has not settled a message."""
+        return any(number in group.entries for group in self.groups.values())
+
+    def remove(self, number: int) -> None:
+        """Take a message out, whoever has it."""
+        del self.log[number]
+        for group in self.groups.values():
+            if number in group.entries:
+                group.settle(number)
+        self.room.send_nowait(None)
+
+
+class MemoryBackend(Backend):
+    """Topics in memory; they end with the bus."""
+
+    capabilities = Capabilities(durable=False, shared=False)
+    queue_type = GroupQueue
+
+    def __init__(self, *, max_pending: float, retention: float) -> None:
+        self._max_pending = max_pending
+        self._retention = retention
+        self._topics: dict[str, Topic] = {}
+        self._numbers = count(1)
+
+    async def open(self) -> None:
+        """Nothing needs to be done."""
+
+    async def aclose(self) -> None:
+        for topic in self._topics.values():
+            topic.room.close()
+
+    def topic(self, name: str) -> Topic:
+        """Find a topic, which is made if it is new."""
+        topic = self._topics.get(name)
+        if topic is None:
+            topic = self._topics[name] = Topic()
+        topic.forget(current_time())
+        return topic
+
+    def add(self, content: Content, group: str | None = None) -> str:
+        """Take a message in, for all groups of its topic or for one."""
+        stored = Stored(next(self._numbers), content, time.time(), group)
+        self.topic(content.topic).add(stored)
+        return str(stored.number)
+
+    def settle(self, topic: Topic, group: GroupQueue, number: int) -> None:
+        """Let one group have done with a message."""
+        topic.settle(number, group, current_time() + self._retention)
+        topic.forget(current_time())
+
+    async def publish(self, content: Content) -> str:
+        topic = self.topic(content.topic)
+        while topic.backlog() >= self._max_pending:
+            try:
+                await topic.room.receive()
+            except EndOfStream:
+                msg = "the bus was closed while waiting for room"
+                raise ClosedResourceError(msg) from None
+        published = self.add(content)
+        if topic.backlog() < self._max_pending:
+            topic.room.send_nowait(None)
+        return published
+
+    async def join(self, membership: Membership) -> Member:
+        topic = self.topic(membership.topic)
+        group = topic.groups.get(membership.group)
+        if group is None:
+            group = topic.groups[membership.group] = self.queue_type()
+            for number, stored in list(topic.log.items()):
+                if membership.from_start and stored.group is None:
+                    group.add(stored)
+                else:
+                    topic.give_up(number, current_time() + self._retention)
+        return MemoryMember(self, topic, group, membership)
+
+    async def browse(self, topic: str, limit: int) -> list[Delivery]:
+        stored = list(self.topic(topic).log.values())[:limit]
+        return [deliver(each, 0, None) for each in stored]
+
+    async def replay(self, topic: str, ids: Sequence[str] | None) -> int:
+        source = self.topic(topic)
+        replayed = 0
+        for number in list(source.log) if ids is None else numbers(ids):
+            stored = source.log.get(number)
+            if stored is not None and stored.content.origin is not None:
+                origin = stored.content.origin
+                source.remove(number)
+                self.topic(origin.topic).groups.setdefault(origin.group, self.queue_type())
+                self.add(evolve(stored.content, topic=origin.topic, origin=None), origin.group)
+                replayed += 1
+        return replayed
+
+
+def numbers(ids: Sequence[str]) -> Iterator[int]:
+    """Give the ids as numbers, without those that are none of ours."""
+    for each in ids:
+        if each.isdecimal():
+            yield int(each)
+
+
+def deliver(stored: Stored, attempt: int, receipt: object) -> Delivery:
+    """Give a message out."""
+    return Delivery(
+        id=str(stored.number),
+        content=stored.content,
+        published_at=stored.published_at,
+        attempt=attempt,
+        receipt=receipt,
+    )
+
+
+class MemoryMember(Member):
+    """A member of a group in memory."""
+
+    def __init__(self, backend: MemoryBackend, topic: Topic, group: GroupQueue, membership: Membership) -> None:
+        self._backend = backend
+        self._topic = topic
+        self._group = group
+        self._lease = membership.ack_deadline
+
+    async def fetch(self, max_items: int) -> list[Delivery]:
+        group = self._group
+        while True:
+            taken = group.take(max_items, self._lease, current_time())
+            if taken:
+                return taken
+            wait = group.next_time() - current_time()
+            try:
+                await select(group.news, after(max(wait, 0.0)))
+            except BaseException:
+                # Whoever leaves lets another one watch the time.
+                group.news.send_nowait(None)
+                raise
+
+    async def ack(self, delivery: Delivery) -> bool:
+        entry = self._group.find(delivery)
+        if entry is not None:
+            self._backend.settle(self._topic, self._group, entry.stored.number)
+        return entry is not None
+
+    async def nack(self, delivery: Delivery, delay: float, *, attempted: bool = True) -> bool:
+        entry = self._group.find(delivery)
+        if entry is not None:
+            entry.receipt = None
+            entry.attempt -= not attempted
+            self._group.postpone(entry, current_time() + delay if delay else None)
+        return entry is not None
+
+    async def extend(self, delivery: Delivery) -> bool:
+        entry = self._group.find(delivery)
+        if entry is not None:
+            self._group.postpone(entry, current_time() + self._lease)
+        return entry is not None
+
+    async def bury(self, delivery: Delivery, dead: Content) -> bool:
+        buried = await self.ack(delivery)
+        if buried:
+            self._backend.add(dead)
+        return buried

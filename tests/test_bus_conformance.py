@@ -1,0 +1,28 @@
+"""Our own backends under the conformance suite, and broken ones, which it must find out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from chanflow.bus import Bus, connect
+from chanflow.bus.conformance import BusConformance
+
+
+class TestMemory(BusConformance):
+    @pytest.fixture
+    def open_bus(self) -> Callable[..., Bus]:
+        return lambda **options: connect("memory://", **options)
+
+
+class TestSqlite(BusConformance):
+    @pytest.fixture(params=["asyncio", "trio"])
+    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
+        # Its times are those of the machine's clock.
+        return request.param
+
+    @pytest.fixture
+    def open_bus(self, tmp_path: Path) -> Callable[..., Bus]:
+        return lambda **options: connect(f"sqlite:///{tmp_path}/bus.db", **options)

@@ -1,0 +1,145 @@
+"""One SQLite file in a thread: what is requested together is done together, and each for itself."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
+
+from chanflow._storage import Connection, Database, StorageError
+
+pytestmark = pytest.mark.anyio
+
+SCHEMA = "CREATE TABLE IF NOT EXISTS items (number INTEGER UNIQUE)"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    # A virtual clock does not wait for threads.
+    return request.param
+
+
+def insert(number: int, connection: Connection) -> int:
+    connection.execute("INSERT INTO items VALUES (?)", [number])
+    return number
+
+
+def delete(number: int, connection: Connection) -> None:
+    connection.execute("DELETE FROM items WHERE number = ?", [number])
+
+
+def read(connection: Connection) -> list[int]:
+    return [number for (number,) in connection.execute("SELECT number FROM items ORDER BY number")]
+
+
+def held_by_another(path: Path) -> Connection:
+    """Keep the file to ourselves, so that requests pile up."""
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+async def test_requests_that_wait_together_share_a_transaction(tmp_path: Path) -> None:
+    """They are carried out in their order, and one that fails takes none of the others back."""
+    database = Database(tmp_path / "file.db", SCHEMA)
+    await database.open()
+    begun: list[str] = []
+    await database.run(lambda connection: connection.set_trace_callback(begun.append))
+    outcomes: dict[int, Any] = {}
+
+    async def request(place: int, number: int) -> None:
+        try:
+            outcomes[place] = await database.run(partial(insert, number))
+        except StorageError as error:
+            outcomes[place] = str(error)
+
+    other = held_by_another(tmp_path / "file.db")
+    async with create_task_group() as tasks:
+        for place, number in enumerate([1, 2, 2, 3]):
+            tasks.start_soon(request, place, number)
+            await wait_all_tasks_blocked()
+        other.execute("COMMIT")
+    other.close()
+    refused = f"{tmp_path / 'file.db'}: UNIQUE constraint failed: items.number"
+    assert outcomes == {0: 1, 1: 2, 2: refused, 3: 3}
+    # The first may have begun alone.
+    assert begun.count("BEGIN IMMEDIATE") <= 2
+    assert await database.run(read) == [1, 2, 3]
+    await database.aclose()
+
+
+async def test_errors_of_the_operation_itself_go_through(tmp_path: Path) -> None:
+    """An error that is not SQLite's is raised as it is, and nothing was done."""
+
+    def broken(connection: Connection) -> None:
+        insert(1, connection)
+        raise KeyError(1)
+
+    database = Database(tmp_path / "file.db", SCHEMA)
+    await database.open()
+    with pytest.raises(KeyError):
+        await database.run(broken)
+    assert await database.run(read) == []
+    await database.aclose()
+
+
+@pytest.mark.parametrize("undo", [True, False])
+async def test_a_cancelled_request_is_undone(*, undo: bool, tmp_path: Path) -> None:
+    """A caller that is cancelled while its request is carried out has it undone, where it can be."""
+    database = Database(tmp_path / "file.db", SCHEMA)
+    await database.open()
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> int:
+        started.set()
+        go_on.wait(10)
+        return insert(1, connection)
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(database.run, slow, (lambda number: partial(delete, number)) if undo else None)
+        await anyio.to_thread.run_sync(started.wait)
+        tasks.cancel_scope.cancel()
+    go_on.set()
+    # This one is carried out after the first, and the undoing after this one was asked for.
+    await database.run(read)
+    assert await database.run(read) == ([] if undo else [1])
+    await database.aclose()
+
+
+async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:
+    """What waits when the database is closed is still done; what comes later is refused."""
+    database = Database(tmp_path / "file.db", SCHEMA)
+    await database.open()
+    async with create_task_group() as tasks:
+        for number in range(3):
+            tasks.start_soon(database.run, partial(insert, number))
+        await wait_all_tasks_blocked()
+        await database.aclose()
+    with pytest.raises(ClosedResourceError):
+        await database.run(read)
+    with sqlite3.connect(tmp_path / "file.db") as connection:
+        assert read(connection) == [0, 1, 2]
+    connection.close()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_thread_ends_with_its_event_loop(backend: str, tmp_path: Path) -> None:
+    """A database that nobody closed keeps no program from ending."""
+
+    async def main() -> None:
+        database = Database(tmp_path / "file.db", SCHEMA)
+        await database.open()
+        await database.run(partial(insert, 1))
+
+    before = set(threading.enumerate())
+    anyio.run(main, backend=backend)
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith("chanflow"):
+            thread.join(10)
+            assert not thread.is_alive()
