@@ -10,7 +10,16 @@ from typing import Any
 
 import anyio.lowlevel
 import pytest
-from anyio import CancelScope, ClosedResourceError, create_task_group, fail_after, sleep, wait_all_tasks_blocked
+from anyio import (
+    CancelScope,
+    ClosedResourceError,
+    Event,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    sleep,
+    wait_all_tasks_blocked,
+)
 
 from chanflow import Retry
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
@@ -372,3 +381,185 @@ async def test_cancelling_consume_gives_back() -> None:
         async with bus.subscribe("topic", group="group") as messages:
             with fail_after(1.0):
                 assert (await anext(messages)).attempt == 2
+
+
+# What goes wrong in a backend
+
+
+class Faulty(MemoryBackend):
+    """A backend whose members do in some calls what a test says."""
+
+    def __init__(self, **calls: Callable[..., Any]) -> None:
+        super().__init__(max_pending=math.inf, retention=0.0)
+        self.calls = calls
+
+    async def join(self, membership: Any) -> Any:
+        if "join" in self.calls:
+            await self.calls["join"]()
+        member = await super().join(membership)
+        for name, call in self.calls.items():
+            setattr(member, name, partial(call, getattr(member, name, None)))
+        return member
+
+
+async def fail(*_arguments: Any, **_options: Any) -> Any:
+    msg = "the disk is gone"
+    raise StorageError(msg)
+
+
+async def test_a_subscription_that_cannot_begin() -> None:
+    """Its error is told, and the bus can be closed."""
+    async with connect(Faulty(join=fail)) as bus:
+        with pytest.raises(StorageError, match=whole("the disk is gone")):
+            async with bus.subscribe("topic", group="group"):
+                pass
+        with fail_after(1.0):
+            await bus.aclose()
+
+
+async def test_what_cannot_be_given_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A backend that fails or hangs when a consumer leaves is in the log; leaving is not held up for long."""
+
+    async def hang(*_arguments: Any, **_options: Any) -> None:
+        await sleep(math.inf)
+
+    for nack, told in (
+        (fail, "1 message(s) of 'topic' could not be given back: the disk is gone"),
+        (hang, "1 message(s) of 'topic' could not be given back in time"),
+    ):
+        caplog.clear()
+        async with connect(Faulty(nack=nack)) as bus:
+            for _ in range(2):
+                await bus.publish("topic", b"")
+            with fail_after(6.0):
+                async with bus.subscribe("topic", group="group") as messages:
+                    await anext(messages)
+        assert [record.message for record in caplog.records] == [told]
+
+
+async def test_a_message_is_settled_while_its_lease_is_renewed() -> None:
+    """Renewing a lease that is not needed any more is no error."""
+
+    async def slow(extend: Any, delivery: Delivery) -> bool:
+        await sleep(1.0)
+        return bool(await extend(delivery))
+
+    async with connect(Faulty(extend=slow)) as bus, bus.subscribe("topic", group="group") as messages:
+        await bus.publish("topic", b"")
+        message = await anext(messages)
+        async with create_task_group() as tasks:
+            tasks.start_soon(message.extend)
+            await wait_all_tasks_blocked()
+            await message.ack()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+async def test_a_message_fetched_ahead_is_given_back(end: str) -> None:
+    """Whoever is cancelled or closed while a message fetched ahead is renewed leaves it for the next."""
+
+    async def slow(extend: Any, delivery: Delivery) -> bool:
+        extending.set()
+        await sleep(1.0)
+        return bool(await extend(delivery))
+
+    extending = Event()
+    bus = connect(Faulty(extend=slow))
+    async with bus:
+        for _ in range(2):
+            await bus.publish("topic", b"")
+
+        async def iterate(messages: Any) -> None:
+            async for message in messages:
+                pytest.fail(f"{message!r} should have been left")
+
+        async with bus.subscribe("topic", group="group", ack_deadline=10.0) as messages:
+            await (await anext(messages)).ack()
+            await sleep(6.0)
+            async with create_task_group() as tasks:
+                tasks.start_soon(iterate, messages)
+                await extending.wait()
+                if end == "closed":
+                    messages.stop()
+                else:
+                    tasks.cancel_scope.cancel()
+        async with bus.subscribe("topic", group="group") as messages:
+            assert (await anext(messages)).attempt == 1
+
+
+async def test_leases_that_cannot_be_renewed_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A backend that fails while a handler runs is in the log; what was settled meanwhile is left alone."""
+    second = Event()
+
+    async def slow_then_fail(_extend: Any, delivery: Delivery) -> bool:
+        second.set()
+        await sleep(1.0)
+        return bool(await fail())
+
+    async def handler(message: Message) -> None:
+        await (sleep(15.0) if message.body == b"0" else second.wait())
+
+    async with connect(Faulty(extend=slow_then_fail)) as bus, create_task_group() as tasks:
+        for number in range(2):
+            await bus.publish("topic", b"%d" % number)
+        tasks.start_soon(partial(bus.consume, "topic", handler, group="group"))
+        await sleep(20.0)
+        await bus.aclose()
+    assert {record.message for record in caplog.records} == {
+        "the lease of <Message 1 of 'topic', attempt 1> could not be renewed: the disk is gone"
+    }
+
+
+# Memory
+
+
+async def test_retention_ends_but_not_for_who_still_needs_it() -> None:
+    """A settled message is forgotten after its time, unless a group that came meanwhile has not settled it."""
+    async with memory(retention=10.0) as bus:
+        async with bus.subscribe("topic", group="first") as first:
+            for number in range(2):
+                await bus.publish("topic", b"%d" % number)
+                await (await anext(first)).ack()
+        async with bus.subscribe("topic", group="second") as second:
+            await (await anext(second)).ack()
+            await sleep(11.0)
+            async with bus.subscribe("topic", group="third") as third:
+                assert (await anext(third)).body == b"1"
+            assert (await anext(second)).body == b"1"
+
+
+async def test_settled_late_after_it_was_ready_again() -> None:
+    """A message whose lease ran out, and which was acknowledged before another was given it, comes to nobody."""
+    async with memory() as bus:
+        for number in range(2):
+            await bus.publish("topic", b"%d" % number)
+        async with bus.subscribe("topic", group="group", ack_deadline=10.0) as slow:
+            await anext(slow)
+            late = await anext(slow)
+            await sleep(11.0)
+            async with bus.subscribe("topic", group="group", max_in_flight=1) as other:
+                again = await anext(other)
+                assert again.body == b"0"
+                await late.ack()
+                await again.ack()
+                with move_on_after(100.0):
+                    pytest.fail(f"{await anext(other)!r} was settled")
+
+
+async def test_replaying_what_somebody_holds() -> None:
+    """A dead letter that is replayed is taken from whoever consumes the dead letters; its key goes on."""
+    async with memory() as bus, bus.subscribe("topic", group="group", dead_letter="dead") as messages:
+        for number in range(3):
+            await bus.publish("topic", b"%d" % number, key="key")
+            await (await anext(messages)).reject("reason")
+        async with bus.subscribe("dead", group="undertaker") as dead, bus.subscribe("dead", group="other") as other:
+            held = await anext(dead)
+            await (await anext(other)).ack()
+            letters = await bus.dead_letters("dead")
+            assert await bus.replay("dead", [letters[1].id, letters[0].id]) == 2
+            with pytest.raises(LeaseLostError):
+                await held.ack()
+            assert (await anext(dead)).body == b"2"
+            for body in (b"1", b"0"):
+                message = await anext(messages)
+                assert message.body == body
+                await message.ack()

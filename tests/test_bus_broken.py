@@ -21,6 +21,9 @@ from tests.virtual_time import VirtualTimeLoop
 
 CONFORMANCE = [name for name, _ in getmembers(BusConformance, isfunction) if name.startswith("test_")]
 BEYOND_ONE_PROCESS = {"test_another_connection_goes_on", "test_two_connections_share_a_group"}
+# A virtual clock doesn't wait for threads.
+IN_THREADS = "test_plain_functions_run_in_threads"
+VIRTUAL = sorted({*CONFORMANCE} - BEYOND_ONE_PROCESS - {IN_THREADS})
 
 
 class Loses(MemoryBackend):
@@ -303,12 +306,13 @@ def broken() -> Iterator[type[MemoryBackend]]:
 BROKEN = list(broken())
 
 
-def passes(name: str, open_bus: Callable[..., Bus], loop_factory: Callable[[], Any] | None) -> bool:
-    """Run one conformance test."""
+def passes(
+    name: str, open_bus: Callable[..., Bus], loop_factory: Callable[[], Any] | None, seconds: float = 1000.0
+) -> bool:
+    """Run one conformance test, for so long at most."""
 
     async def run() -> None:
-        # Longer than anything in there, for what would wait for ever.
-        async with asyncio.timeout(1000):
+        async with asyncio.timeout(seconds):
             await getattr(BusConformance(), name)(open_bus)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -321,19 +325,16 @@ def passes(name: str, open_bus: Callable[..., Bus], loop_factory: Callable[[], A
     return True
 
 
+def opens(kind: Any) -> Callable[..., Bus]:
+    """Make a bus on a backend of this kind."""
+    return lambda **options: connect(kind(**{"max_pending": 10_000, "retention": 0.0, **options}))
+
+
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, set[str]]:
     """Give the tests that each broken backend fails."""
-
-    def opens(kind: Any) -> Callable[..., Bus]:
-        return lambda **options: connect(kind(**{"max_pending": 10_000, "retention": 0.0, **options}))
-
     return {
-        kind.__name__: {
-            name
-            for name in CONFORMANCE
-            if name not in BEYOND_ONE_PROCESS and not passes(name, opens(kind), VirtualTimeLoop)
-        }
+        kind.__name__: {name for name in VIRTUAL if not passes(name, opens(kind), VirtualTimeLoop)}
         for kind in [MemoryBackend, *BROKEN]
     }
 
@@ -345,10 +346,16 @@ def test_each_broken_backend_is_found_out(kind: type, verdicts: dict[str, set[st
     assert verdicts[kind.__name__]
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFORMANCE) - BEYOND_ONE_PROCESS))
+@pytest.mark.parametrize("name", VIRTUAL)
 def test_each_conformance_test_finds_something(name: str, verdicts: dict[str, set[str]]) -> None:
     """No conformance test passes on all of the broken backends."""
     assert any(name in failed for failed in verdicts.values())
+
+
+def test_a_handler_in_a_thread_that_gets_nothing_is_found_out() -> None:
+    """The test with threads passes on a good backend, and not on one that loses its message."""
+    assert passes(IN_THREADS, opens(MemoryBackend), None)
+    assert not passes(IN_THREADS, opens(LosesTheFirst), None, seconds=0.5)
 
 
 class Drowsy(SqliteBackend):
@@ -364,5 +371,5 @@ def test_what_goes_beyond_one_process_is_tested(name: str, tmp_path: Path) -> No
     files = iter(range(100))
     new_file = lambda **_: connect(f"sqlite:///{tmp_path}/{next(files)}.db")  # noqa: E731 -- short
     own_groups = lambda **_: connect(Drowsy(tmp_path / "shared.db", max_pending=math.inf, retention=0.0))  # noqa: E731
-    assert not passes(name, new_file if name == "test_another_connection_goes_on" else own_groups, None)
+    assert not passes(name, new_file if name == "test_another_connection_goes_on" else own_groups, None, seconds=3.0)
     assert passes(name, lambda **_: connect(f"sqlite:///{tmp_path}/good.db"), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -51,10 +52,11 @@ class Examples:
 
 
 @pytest.fixture(autouse=True)
-def checkpoint_interval() -> Iterator[None]:
+def settings() -> Iterator[None]:
     """Undo what an example may have set."""
     yield
     chanflow.set_checkpoint_interval()
+    logging.getLogger("chanflow").setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])

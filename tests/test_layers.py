@@ -17,7 +17,7 @@ SOURCE = Path(chanflow.__file__).parent
 TIERS = [
     {"_park", "_offload", "_room"},
     {"_state"},
-    {"_retry"},
+    {"_retry", "_attempt"},
     {"_channel"},
     {"_select", "_group", "_threads"},
     {"_map"},
@@ -29,6 +29,12 @@ TIERS = [
     {"bus._bus"},
     {"bus._connect", "bus.conformance"},
     {"bus"},
+    {"tasks.record"},
+    {"tasks.store", "tasks._handler"},
+    {"tasks.stores", "tasks.stores.memory", "tasks.stores.sqlite"},
+    {"tasks._open"},
+    {"tasks._service"},
+    {"tasks"},
     {"demo"},
     {"cli"},
 ]

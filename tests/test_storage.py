@@ -13,6 +13,7 @@ import pytest
 from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
 
 from chanflow._storage import Connection, Database, StorageError
+from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio
 
@@ -47,8 +48,7 @@ def held_by_another(path: Path) -> Connection:
 
 async def test_requests_that_wait_together_share_a_transaction(tmp_path: Path) -> None:
     """They are carried out in their order, and one that fails takes none of the others back."""
-    database = Database(tmp_path / "file.db", SCHEMA)
-    await database.open()
+    database = await Database.open(tmp_path / "file.db", SCHEMA)
     begun: list[str] = []
     await database.run(lambda connection: connection.set_trace_callback(begun.append))
     outcomes: dict[int, Any] = {}
@@ -81,10 +81,29 @@ async def test_errors_of_the_operation_itself_go_through(tmp_path: Path) -> None
         insert(1, connection)
         raise KeyError(1)
 
-    database = Database(tmp_path / "file.db", SCHEMA)
-    await database.open()
+    database = await Database.open(tmp_path / "file.db", SCHEMA)
     with pytest.raises(KeyError):
         await database.run(broken)
+    assert await database.run(read) == []
+    await database.aclose()
+
+
+async def test_a_commit_that_fails_fails_all(tmp_path: Path) -> None:
+    """When the transaction can't be committed, nothing was done, everybody is told, and it goes on after that."""
+    denials = iter([sqlite3.SQLITE_DENY])
+
+    def authorize(action: int, statement: str | None, *_: object) -> int:
+        commits = action == sqlite3.SQLITE_TRANSACTION and statement == "COMMIT"
+        return next(denials, sqlite3.SQLITE_OK) if commits else sqlite3.SQLITE_OK
+
+    def refuse_commit(connection: Connection) -> None:
+        connection.set_authorizer(authorize)
+        insert(1, connection)
+
+    path = tmp_path / "file.db"
+    database = await Database.open(path, SCHEMA)
+    with pytest.raises(StorageError, match=whole(f"{path}: not authorized")):
+        await database.run(refuse_commit)
     assert await database.run(read) == []
     await database.aclose()
 
@@ -92,8 +111,7 @@ async def test_errors_of_the_operation_itself_go_through(tmp_path: Path) -> None
 @pytest.mark.parametrize("undo", [True, False])
 async def test_a_cancelled_request_is_undone(*, undo: bool, tmp_path: Path) -> None:
     """A caller that is cancelled while its request is carried out has it undone, where it can be."""
-    database = Database(tmp_path / "file.db", SCHEMA)
-    await database.open()
+    database = await Database.open(tmp_path / "file.db", SCHEMA)
     started, go_on = threading.Event(), threading.Event()
 
     def slow(connection: Connection) -> int:
@@ -114,8 +132,7 @@ async def test_a_cancelled_request_is_undone(*, undo: bool, tmp_path: Path) -> N
 
 async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:
     """What waits when the database is closed is still done; what comes later is refused."""
-    database = Database(tmp_path / "file.db", SCHEMA)
-    await database.open()
+    database = await Database.open(tmp_path / "file.db", SCHEMA)
     async with create_task_group() as tasks:
         for number in range(3):
             tasks.start_soon(database.run, partial(insert, number))
@@ -128,13 +145,29 @@ async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:
     connection.close()
 
 
+async def test_one_connection_for_all_in_an_event_loop(tmp_path: Path) -> None:
+    """Whoever opens the same file shares the thread, and the last one closes it."""
+    path = tmp_path / "file.db"
+    first = await Database.open(path, SCHEMA)
+    second = await Database.open(path, SCHEMA)
+    assert first is second
+    await first.aclose()
+    assert await second.run(partial(insert, 1)) == 1
+    await second.aclose()
+    with pytest.raises(ClosedResourceError, match=whole(f"{path} is closed")):
+        await second.run(read)
+    third = await Database.open(path, SCHEMA)
+    assert third is not second
+    assert await third.run(read) == [1]
+    await third.aclose()
+
+
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_the_thread_ends_with_its_event_loop(backend: str, tmp_path: Path) -> None:
     """A database that nobody closed keeps no program from ending."""
 
     async def main() -> None:
-        database = Database(tmp_path / "file.db", SCHEMA)
-        await database.open()
+        database = await Database.open(tmp_path / "file.db", SCHEMA)
         await database.run(partial(insert, 1))
 
     before = set(threading.enumerate())

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, Event
+from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, Event
 
 from chanflow._channel import Channel
 from chanflow._park import Home, current_home
@@ -43,52 +43,62 @@ class Request(Generic[T]):
         self.undo = undo
         self.done = Event()
         self.abandoned = False
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.value: T | None = None
 
 
 class Database:
-    """An SQLite file that several processes may have open.
+    """An SQLite file that several processes may have open; in one event loop, all share one thread and connection.
 
     Requests that wait at the same time are carried out in one transaction, in their order, each as if it were
     alone: one that fails takes nothing of the others back. What has returned is on the disk.
-
-    Args:
-        path: the file, which is made if it is missing.
-        schema: statements that make what is missing in it.
     """
 
-    def __init__(self, path: Path, schema: str) -> None:
+    def __init__(self, path: Path, home: Home) -> None:
         self._path = path
-        self._schema = schema
+        self._home = home
+        self._users = 0
         # The thread takes all that wait; the channel wakes it, and is closed with the database.
         self._waiting: deque[Request[Any]] = deque()
         self._wake = Channel[None](1, f"requests to {path}", overflow="drop_newest")
         self._ended = Event()
-        self._home: Home
 
-    async def open(self) -> None:
-        """Open the file.
+    @classmethod
+    async def open(cls, path: Path, schema: str) -> Database:
+        """Open a file, or share what has it open here; each one who does closes it.
+
+        Args:
+            path: the file, which is made if it is missing.
+            schema: statements that make what is missing in it.
 
         Raises:
             StorageError: it can't be opened, or is no SQLite file.
         """
         home = current_home()
         assert home is not None
-        self._home = home
-        name = f"chanflow {self._path.name}"
-        # Not a daemon, which would be cut off in the middle of a transaction.
-        threading.Thread(target=self._serve, args=(self._wake.from_thread(),), name=name).start()
+        database = databases.get((path, home))
+        if database is None:
+            database = databases[path, home] = cls(path, home)
+            # Not a daemon, which would be cut off in the middle of a transaction.
+            thread = threading.Thread(target=database._serve, args=(database._wake.from_thread(),))
+            thread.name = f"chanflow {path.name}"
+            thread.start()
+        database._users += 1
         try:
-            await self.run(self._prepare)
+            await database.run(partial(prepare, schema))
         except BaseException:
-            await self.aclose()
+            with CancelScope(shield=True):
+                await database.aclose()
             raise
+        return database
 
     async def aclose(self) -> None:
-        """Carry out what was requested before, and close the file."""
-        self._wake.close()
-        await self._ended.wait()
+        """Carry out what was requested before, and close the file once nobody here has it open any more."""
+        self._users -= 1
+        if not self._users:
+            del databases[self._path, self._home]
+            self._wake.close()
+            await self._ended.wait()
 
     async def run(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None = None) -> T:
         """Carry out an operation in the thread.
@@ -153,7 +163,7 @@ class Database:
                     try:
                         connection = connection or self._connect()
                         transact(connection, batch)
-                    except Exception as error:  # noqa: BLE001 -- goes to whoever waits
+                    except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
                         for request in batch:
                             request.error = request.error or error
                     self._home.call_soon(partial(self._finish, batch))
@@ -181,9 +191,15 @@ class Database:
             raise
         return connection
 
-    def _prepare(self, connection: Connection) -> None:
-        for statement in self._schema.split(";"):
-            connection.execute(statement)
+
+databases: dict[tuple[Path, Home], Database] = {}
+"""Those that are open."""
+
+
+def prepare(schema: str, connection: Connection) -> None:
+    """Make what is missing in a file."""
+    for statement in schema.split(";"):
+        connection.execute(statement)
 
 
 def transact(connection: Connection, batch: list[Request[Any]]) -> None:
@@ -194,7 +210,7 @@ def transact(connection: Connection, batch: list[Request[Any]]) -> None:
             connection.execute("SAVEPOINT request")
             try:
                 request.value = request.operation(connection)
-            except Exception as error:
+            except BaseException as error:
                 request.error = error
                 # A full disk may have ended the whole transaction.
                 if not connection.in_transaction:

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from anyio import CancelScope, ClosedResourceError, Event
+from anyio import CancelScope, CapacityLimiter, ClosedResourceError, Event
 from attrs import frozen
 
+from chanflow._attempt import Attempt
 from chanflow._retry import Retry, check_seconds
 from chanflow._state import check_count
-from chanflow.bus._consume import Attempt, Handler, consume
+from chanflow.bus._consume import Handler, consume
 from chanflow.bus._subscription import Subscription
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Membership
 
@@ -85,7 +86,7 @@ class Bus:
             return
         self._open = False
         for subscription in self._subscriptions:
-            subscription._stop()
+            subscription.stop()
         try:
             if self._subscriptions:
                 self._left = Event()
@@ -234,7 +235,7 @@ class Bus:
             dead_letter=dead_letter,
             from_start=from_start,
         )
-        await consume(subscription, Attempt(handler, workers, timeout), retry)
+        await consume(subscription, Attempt(handler, CapacityLimiter(workers), timeout), retry)
 
     async def dead_letters(self, topic: str, limit: int = 100) -> list[DeadMessage]:
         """List the oldest messages of a dead-letter topic, without taking them.

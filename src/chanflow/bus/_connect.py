@@ -43,6 +43,6 @@ def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float
     if separator and scheme == "sqlite" and len(rest) > 1 and rest.startswith("/"):
         from chanflow.bus.sqlite import SqliteBackend  # noqa: PLC0415 -- as above
 
-        return Bus(SqliteBackend(Path(rest[1:]), max_pending=max_pending, retention=retention))
+        return Bus(SqliteBackend(Path(rest[1:]).absolute(), max_pending=max_pending, retention=retention))
     msg = f"url must be memory:// or sqlite:///PATH, got {url!r}"
     raise ValueError(msg)

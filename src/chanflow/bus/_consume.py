@@ -4,54 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from inspect import iscoroutine
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from anyio import CapacityLimiter, create_task_group, move_on_after
+from anyio import create_task_group
 
-from chanflow._offload import is_async, run_in_thread
+from chanflow._attempt import Attempt
 from chanflow._retry import Retry
 from chanflow._storage import StorageError
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
 
-__all__ = ["Attempt", "Handler", "consume"]
+__all__ = ["Handler", "consume"]
 
 logger = logging.getLogger("chanflow.bus")
 
 Handler: TypeAlias = Callable[[Message], Awaitable[object]] | Callable[[Message], object]
-
-
-class Attempt:
-    """A call of the handler: on the event loop, or in a thread for a plain function."""
-
-    def __init__(self, handler: Handler, workers: int, timeout: float | None) -> None:
-        self._handler: Callable[[Message], Any] = handler
-        self._timeout = timeout
-        self._limiter = None if is_async(handler) else CapacityLimiter(workers)
-
-    async def __call__(self, message: Message) -> None:
-        """Call it.
-
-        Raises:
-            TimeoutError: it took longer than the timeout.
-            Exception: what the handler raised.
-        """
-        if self._limiter is not None:
-            value = await run_in_thread(
-                self._handler, message, self._limiter, timeout=self._timeout, expired=lambda _error: None
-            )
-            if iscoroutine(value):
-                value.close()
-                msg = f"the handler gave a coroutine that nobody awaits: make it an async function: {self._handler!r}"
-                raise TypeError(msg)
-        elif self._timeout is None:
-            await self._handler(message)
-        else:
-            with move_on_after(self._timeout) as scope:
-                await self._handler(message)
-            if scope.cancelled_caught:
-                msg = f"the handler took longer than {self._timeout} s"
-                raise TimeoutError(msg)
 
 
 async def consume(subscription: Subscription, attempt: Attempt, retry: Retry) -> None:

@@ -219,7 +219,7 @@ class Subscription:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self._stop()
+        self.stop()
         try:
             with move_on_after(GRACE, shield=True) as scope:
                 await self._give_back()
@@ -301,8 +301,8 @@ class Subscription:
             finally:
                 self._scopes.discard(scope)
 
-    def _stop(self) -> None:
-        """End the iteration, for all who wait in it."""
+    def stop(self) -> None:
+        """End the iteration, for all who wait in it; what is held can still be settled."""
         self._end.close()
         for scope in self._scopes:
             scope.cancel()

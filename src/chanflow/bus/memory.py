@@ -92,7 +92,7 @@ class GroupQueue:
                 entry.receipt = object()
                 self._set_due(entry, now + lease)
                 taken.append(deliver(entry.stored, entry.attempt, entry.receipt))
-        if taken and (self._ready or self._times):
+        if taken:
             # Somebody else has to watch what is left, and whether the leases run out.
             self.news.send_nowait(None)
         return taken

@@ -78,14 +78,15 @@ class SqliteBackend(Backend):
     capabilities = Capabilities(durable=True, shared=True)
 
     def __init__(self, path: Path, *, max_pending: float, retention: float) -> None:
-        self._database = Database(path, SCHEMA)
+        self._path = path
+        self._database: Database
         self._max_pending = max_pending
         self._retention = retention
         # Who in this process waits for news of a topic, or for room in it.
         self._listeners: dict[str, set[Channel[None]]] = {}
 
     async def open(self) -> None:
-        await self._database.open()
+        self._database = await Database.open(self._path, SCHEMA)
 
     async def aclose(self) -> None:
         await self._database.aclose()
