@@ -336,6 +336,30 @@ async def test_a_handler_that_lost_its_message_is_logged(caplog: pytest.LogCaptu
     assert "was not settled within 15.0 s, and given to another" in caplog.text
 
 
+async def test_handled_too_late_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A handler whose message was given to another before it returned can't acknowledge it; the log tells."""
+
+    async def pretend(_extend: Any, _delivery: Delivery) -> bool:
+        return True
+
+    async def handler(message: Message) -> None:
+        await sleep(10.0)
+
+    async with connect(Faulty(extend=pretend)) as bus, create_task_group() as tasks:
+        await bus.publish("topic", b"")
+        tasks.start_soon(partial(bus.consume, "topic", handler, group="group", ack_deadline=3.0))
+        await sleep(1.0)
+        async with bus.subscribe("topic", group="group", ack_deadline=100.0) as other:
+            await (await anext(other)).ack()
+        await sleep(20.0)
+        await bus.aclose()
+    [record] = caplog.records
+    assert record.message == (
+        "<Message 1 of 'topic', attempt 1> was handled, but could not be settled:"
+        " message 1 of topic 'topic' was not settled within 3.0 s, and given to another"
+    )
+
+
 async def test_an_error_of_the_backend_ends_consuming() -> None:
     """It is raised as it is, after the handlers that ran have ended."""
     ended: list[bytes] = []

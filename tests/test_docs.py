@@ -15,7 +15,7 @@ from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
 import chanflow
-from chanflow import bus
+from chanflow import bus, tasks
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,5 +70,5 @@ def test_examples(path: Path) -> None:
 def test_reference_is_complete() -> None:
     """Every public name has its entry in the reference, and every entry is a public name."""
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    entries = re.findall(r"^\.\. auto(?:class|exception|function):: (\w+)(?:\(\))?$", text, re.MULTILINE)
-    assert sorted(entries) == sorted([*chanflow.__all__, *bus.__all__])
+    entries = re.findall(r"^\.\. auto(?:class|data|exception|function):: (\w+)(?:\(\))?$", text, re.MULTILINE)
+    assert sorted(entries) == sorted([*chanflow.__all__, *bus.__all__, *tasks.__all__])

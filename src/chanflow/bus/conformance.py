@@ -112,7 +112,7 @@ async def publish_all(bus: Bus, topic: str, bodies: list[bytes], key: str | None
 class BusConformance:
     """What every backend has to pass."""
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator = pytest.mark.anyio
 
     ack_deadline: float = 0.5
     """Seconds: short, but long enough for the backend to keep."""

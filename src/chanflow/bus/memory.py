@@ -57,7 +57,7 @@ class GroupQueue:
 
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
-        self.news = signal()
+        self.news: Channel[None] = signal()
         self._ready: list[int] = []
         # A time and the entry that it is for, unless that has another time by now.
         self._times: list[tuple[float, int]] = []
@@ -142,7 +142,7 @@ class Topic:
     def __init__(self) -> None:
         self.log: dict[int, Stored] = {}
         self.groups: dict[str, GroupQueue] = {}
-        self.room = signal()
+        self.room: Channel[None] = signal()
         # Messages that every group has settled, and when they may be forgotten.
         self._settled: deque[tuple[float, int]] = deque()
 
@@ -192,8 +192,8 @@ class Topic:
 class MemoryBackend(Backend):
     """Topics in memory; they end with the bus."""
 
-    capabilities = Capabilities(durable=False, shared=False)
-    queue_type = GroupQueue
+    capabilities: Capabilities = Capabilities(durable=False, shared=False)
+    queue_type: type[GroupQueue] = GroupQueue
 
     def __init__(self, *, max_pending: float, retention: float) -> None:
         self._max_pending = max_pending
@@ -205,8 +205,10 @@ class MemoryBackend(Backend):
         """Nothing needs to be done."""
 
     async def aclose(self) -> None:
+        # The messages stay with this object, but nobody may go on waiting.
         for topic in self._topics.values():
             topic.room.close()
+            topic.room = signal()
 
     def topic(self, name: str) -> Topic:
         """Find a topic, which is made if it is new."""

@@ -75,7 +75,7 @@ class SqliteBackend(Backend):
     Times are those of the machine's clock, which all its processes share.
     """
 
-    capabilities = Capabilities(durable=True, shared=True)
+    capabilities: Capabilities = Capabilities(durable=True, shared=True)
 
     def __init__(self, path: Path, *, max_pending: float, retention: float) -> None:
         self._path = path

@@ -1,0 +1,33 @@
+"""Slow work that is submitted now and asked for later: tasks with an id, a status, progress and a result.
+
+:class:`TaskService` keeps them in memory or in an SQLite file, and runs them in a bounded number of workers.
+It needs msgspec: `pip install 'chanflow[tasks]'`.
+"""
+
+from chanflow.tasks._handler import ArgumentError, Handler, Progress, ResultError
+from chanflow.tasks._service import (
+    IdempotencyError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskService,
+    UnknownTaskError,
+)
+from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
+from chanflow.tasks.store import Change, Store
+
+__all__ = [
+    "ArgumentError",
+    "Change",
+    "Handler",
+    "IdempotencyError",
+    "Progress",
+    "ProgressReport",
+    "ResultError",
+    "Store",
+    "TaskCancelledError",
+    "TaskFailedError",
+    "TaskRecord",
+    "TaskService",
+    "TaskStatus",
+    "UnknownTaskError",
+]

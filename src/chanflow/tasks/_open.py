@@ -1,0 +1,34 @@
+"""From a URL to a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from chanflow.tasks.store import Store
+
+__all__ = ["open_store"]
+
+
+def open_store(store: str | Store) -> Store:
+    """Make the store that a URL names.
+
+    Raises:
+        ValueError: it names none.
+        TypeError: it is neither a URL nor a store.
+    """
+    if isinstance(store, Store):
+        return store
+    if not isinstance(store, str):
+        msg = f"store must be a str or a Store, got {store!r}"
+        raise TypeError(msg)
+    if store == "memory://":
+        from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
+
+        return MemoryStore()
+    path = store.removeprefix("sqlite:///")
+    if path and path != store:
+        from chanflow.tasks.stores.sqlite import SqliteStore  # noqa: PLC0415 -- as above
+
+        return SqliteStore(Path(path).absolute())
+    msg = f"store must be memory:// or sqlite:///PATH, got {store!r}"
+    raise ValueError(msg)

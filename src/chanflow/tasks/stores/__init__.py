@@ -1,0 +1,1 @@
+"""Where the tasks are kept; one module a store."""

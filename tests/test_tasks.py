@@ -1,0 +1,910 @@
+"""The task service: submit now, ask later."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+from anyio import (
+    CancelScope,
+    ClosedResourceError,
+    Event,
+    create_task_group,
+    fail_after,
+    move_on_after,
+    sleep,
+    wait_all_tasks_blocked,
+)
+
+from chanflow import Retry
+from chanflow.bus import StorageError, connect
+from chanflow.bus.memory import MemoryBackend
+from chanflow.tasks import (
+    ArgumentError,
+    IdempotencyError,
+    Progress,
+    ProgressReport,
+    ResultError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskRecord,
+    TaskService,
+    TaskStatus,
+    UnknownTaskError,
+)
+from chanflow.tasks.stores.memory import MemoryStore
+from tests.conftest import whole
+
+pytestmark = pytest.mark.anyio
+
+
+async def double(number: int = 1) -> int:
+    """Double."""
+    return number * 2
+
+
+@asynccontextmanager
+async def serving(*handlers: Any, **options: Any) -> AsyncIterator[TaskService]:
+    """Run a service with some handlers."""
+    service = TaskService(**options)
+    for handler in handlers:
+        service.task(handler)
+    async with service:
+        yield service
+
+
+async def failed(service: TaskService, task_id: str) -> TaskFailedError:
+    with pytest.raises(TaskFailedError) as caught:
+        await service.result(task_id)
+    return caught.value
+
+
+# The life of a task
+
+
+async def test_submit_poll_result() -> None:
+    """A task is pending, then running, then a success with its result, and its record says when."""
+    go_on = Event()
+
+    async def wait(word: str) -> list[str]:
+        await go_on.wait()
+        return [word, word]
+
+    async with serving(wait, workers=1) as service:
+        first, second = [await service.submit("wait", word=word) for word in ("a", "b")]
+        assert first != second
+        await wait_all_tasks_blocked()
+        running, pending = await service.get(first), await service.get(second)
+        assert (running.status, running.attempts, running.name) == (TaskStatus.RUNNING, 1, "wait")
+        assert (pending.status, pending.attempts, pending.started_at) == (TaskStatus.PENDING, 0, None)
+        assert pending.decode_arguments() == {"word": "b"}
+        assert pending.decode_result() is None
+        await sleep(10.0)
+        go_on.set()
+        assert await service.result(first) == ["a", "a"]
+        assert await service.result(second) == ["b", "b"]
+        done = await service.get(first)
+        assert done.status is TaskStatus.SUCCESS
+        assert done.finished_at is not None
+        assert done.started_at is not None
+        assert done.finished_at - done.started_at == pytest.approx(10.0, abs=0.1)
+        assert done.decode_result() == ["a", "a"]
+
+
+async def test_handlers_are_called_as_before() -> None:
+    """A registered function is still that function."""
+    service = TaskService()
+    handler = service.task(double)
+    assert await handler(3) == 6
+    assert handler.__doc__ == "Double."
+    assert repr(handler) == "<task 'double'>"
+    named = service.task(name="another", timeout=1.0)(double)
+    async with service:
+        assert await service.result(await service.submit(named, number=4)) == 8
+        assert await service.result(await service.submit(handler)) == 2
+
+
+@dataclass
+class Point:
+    x: int
+    y: float
+
+
+@attrs.frozen
+class Line:
+    start: Point
+    end: Point
+
+
+async def test_typed_arguments_and_results() -> None:
+    """Dataclasses, attrs and containers go in and come out as what the hints say; bytes and NaN are kept."""
+
+    async def mirror(line: Line, words: set[str], data: bytes, number: float) -> tuple[Line, set[str], bytes, float]:
+        assert isinstance(line.start, Point)
+        assert isinstance(words, set)
+        return Line(line.end, line.start), words, data, number
+
+    line = Line(Point(1, 2.5), Point(3, -1.0))
+    async with serving(mirror) as service:
+        task_id = await service.submit("mirror", line=line, words={"a"}, data=b"\xff", number=math.nan)
+        mirrored, words, data, number = await service.result(task_id)
+        assert (mirrored, words, data) == (Line(line.end, line.start), {"a"}, b"\xff")
+        assert math.isnan(number)
+
+
+async def test_plain_functions_run_in_threads() -> None:
+    """A sync handler is offloaded, and its result kept like any other's."""
+
+    def join(words: list[str]) -> str:
+        return anyio.from_thread.run_sync(" ".join, words)
+
+    async with serving(join) as service:
+        assert await service.result(await service.submit("join", words=["a", "b"])) == "a b"
+
+
+async def test_progress() -> None:
+    """What a handler reports is in its record."""
+    go_on = Event()
+
+    async def count(upto: int, progress: Progress) -> None:
+        for number in range(upto):
+            await progress.update(number, upto, f"number {number}")
+            if number == 2:
+                await go_on.wait()
+        for done, total, message, error in (
+            (-1, 1, "", "done must be from 0 to total, and total > 0, got -1 of 1"),
+            (2, 1, "", "done must be from 0 to total, and total > 0, got 2 of 1"),
+            (0, 0, "", "done must be from 0 to total, and total > 0, got 0 of 0"),
+            ("1", 1, "", "done must be a number, got '1'"),
+            (1, True, "", "total must be a number, got True"),
+            (1, 1, 5, "message must be a str, got 5"),
+        ):
+            with pytest.raises((TypeError, ValueError), match=whole(error)):
+                await progress.update(done, total, message)  # type: ignore[arg-type]
+
+    async with serving(count) as service:
+        task_id = await service.submit("count", upto=5)
+        await wait_all_tasks_blocked()
+        assert (await service.get(task_id)).progress == ProgressReport(2, 5, "number 2")
+        go_on.set()
+        await service.result(task_id)
+        assert (await service.get(task_id)).progress == ProgressReport(4, 5, "number 4")
+
+
+# Failure
+
+
+async def test_a_failure_is_told_without_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """The record has the class and the message; the log has the traceback."""
+
+    async def broken() -> None:
+        msg = "out of order"
+        raise ValueError(msg)
+
+    async with serving(broken) as service:
+        task_id = await service.submit("broken")
+        error = await failed(service, task_id)
+        assert str(error) == "broken failed: ValueError: out of order"
+        record = await service.get(task_id)
+        assert error.record == record
+        assert (record.status, record.error_type, record.error_message) == (
+            TaskStatus.FAILED,
+            "ValueError",
+            "out of order",
+        )
+    [entry] = caplog.records
+    assert entry.message == f"broken, task {task_id}, failed"
+    assert entry.exc_info is not None
+
+
+async def test_retries(caplog: pytest.LogCaptureFixture) -> None:
+    """A failed attempt is made again after its backoff, as often as said; attempts are counted."""
+    service = TaskService()
+
+    @service.task(retry=Retry(3, delay=10.0, factor=2.0, jitter=0))
+    async def flaky(succeed_at: int) -> int:
+        attempts.append(anyio.current_time())
+        if len(attempts) < succeed_at:
+            msg = "not yet"
+            raise ValueError(msg)
+        return len(attempts)
+
+    for succeed_at, status in ((3, TaskStatus.SUCCESS), (4, TaskStatus.FAILED)):
+        attempts: list[float] = []
+        async with service:
+            task_id = await service.submit(flaky, succeed_at=succeed_at)
+            await sleep(5.0)
+            waiting = await service.get(task_id)
+            assert (waiting.status, waiting.attempts, waiting.error_type) == (TaskStatus.PENDING, 1, "ValueError")
+            record = await service.wait(task_id)
+            assert (record.status, record.attempts) == (status, 3)
+            assert [after - before for before, after in pairwise(attempts)] == pytest.approx([10.0, 20.0], abs=0.1)
+            assert (record.error_type is None) == (status is TaskStatus.SUCCESS)
+
+
+async def test_an_error_in_the_retry_fails_the_task() -> None:
+    """A function that should tell whether an error is worth a retry, and fails, ends the attempts."""
+    service = TaskService()
+
+    def on(error: Exception) -> bool:
+        msg = "second"
+        raise KeyError(msg)
+
+    @service.task(retry=Retry(3, on=on))
+    async def broken() -> None:
+        msg = "first"
+        raise ValueError(msg)
+
+    async with service:
+        error = await failed(service, await service.submit(broken))
+        assert (error.record.error_type, error.record.attempts) == ("KeyError", 1)
+
+
+async def test_timeout() -> None:
+    """An attempt that takes too long is cancelled, and has failed."""
+    service = TaskService()
+
+    @service.task(timeout=5.0)
+    async def slow(seconds: float) -> str:
+        await sleep(seconds)
+        return "done"
+
+    async with service:
+        assert await service.result(await service.submit(slow, seconds=4.9)) == "done"
+        error = await failed(service, await service.submit(slow, seconds=5.1))
+        assert str(error) == "slow failed: TimeoutError: the handler took longer than 5.0 s"
+
+
+async def test_a_result_that_cannot_be_stored() -> None:
+    """It fails the task, and says why."""
+
+    async def strange() -> Any:
+        return object()
+
+    async with serving(strange) as service:
+        error = await failed(service, await service.submit("strange"))
+        assert str(error) == (
+            "strange failed: ResultError: the result of strange can't be stored:"
+            " Encoding objects of type object is unsupported"
+        )
+        assert issubclass(ResultError, TypeError)
+
+
+# Cancelling
+
+
+async def test_cancelling_a_pending_task() -> None:
+    """It is cancelled at once, and never begun."""
+    async with serving(double) as service:
+        task_id = await service.submit("double", delay=10.0)
+        waiting = Event()
+
+        async def wait() -> None:
+            with pytest.raises(TaskCancelledError, match=whole("double was cancelled")):
+                await service.result(task_id)
+            waiting.set()
+
+        async with create_task_group() as tasks:
+            tasks.start_soon(wait)
+            await wait_all_tasks_blocked()
+            assert (await service.cancel(task_id)).status is TaskStatus.CANCELLED
+            with fail_after(1.0):
+                await waiting.wait()
+        await sleep(20.0)
+        record = await service.get(task_id)
+        assert (record.status, record.attempts) == (TaskStatus.CANCELLED, 0)
+        assert await service.cancel(task_id) == record
+
+
+async def test_cancelling_a_running_task() -> None:
+    """Its handler is cancelled; what it does about that is its business."""
+    cleaned: list[str] = []
+
+    async def endless() -> None:
+        try:
+            await sleep(math.inf)
+        finally:
+            cleaned.append("cleaned")
+
+    async def stubborn() -> str:
+        with CancelScope(shield=True):
+            await sleep(5.0)
+        return "done all the same"
+
+    async with serving(endless, stubborn) as service:
+        ids = [await service.submit(name) for name in ("endless", "stubborn")]
+        await wait_all_tasks_blocked()
+        for task_id in ids:
+            assert (await service.cancel(task_id)).status is TaskStatus.RUNNING
+        assert (await service.wait(ids[0])).status is TaskStatus.CANCELLED
+        assert cleaned == ["cleaned"]
+        assert (await service.wait(ids[1])).status in {TaskStatus.CANCELLED, TaskStatus.SUCCESS}
+
+
+async def test_cancellation_asked_for_elsewhere() -> None:
+    """A task hears within a heartbeat of a cancellation that another process asked for."""
+    store = MemoryStore()
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async with serving(endless, store=store) as service:
+        task_id = await service.submit("endless")
+        await wait_all_tasks_blocked()
+        await store.change(task_id, lambda record: attrs.evolve(record, cancel_requested=True))
+        with fail_after(2.0):
+            assert (await service.wait(task_id)).status is TaskStatus.CANCELLED
+
+
+async def test_cancellation_asked_for_while_its_worker_died() -> None:
+    """The next worker cancels it, without another attempt."""
+    store = MemoryStore()
+    async with serving(double, store=store, workers=0) as front:
+        task_id = await front.submit("double")
+        await store.change(
+            task_id,
+            lambda record: attrs.evolve(
+                record,
+                status=TaskStatus.RUNNING,
+                worker="dead",
+                lease_until=record.created_at,
+                attempts=1,
+                cancel_requested=True,
+            ),
+        )
+    async with serving(double, store=store) as service:
+        with fail_after(1.0):
+            record = await service.wait(task_id)
+        assert (record.status, record.attempts) == (TaskStatus.CANCELLED, 1)
+
+
+async def test_a_lost_task_that_ends_meanwhile_changes_nothing() -> None:
+    """What a worker did with a task that another has by now does not become its result."""
+    store, go_on = MemoryStore(), Event()
+
+    async def wait() -> str:
+        await go_on.wait()
+        return "done"
+
+    async with serving(wait, store=store) as service:
+        task_id = await service.submit("wait")
+        await wait_all_tasks_blocked()
+        await store.change(task_id, lambda record: attrs.evolve(record, worker="another"))
+        go_on.set()
+        await sleep(0.1)
+        record = await service.get(task_id)
+        assert (record.status, record.worker, record.result) == (TaskStatus.RUNNING, "another", None)
+        await store.change(task_id, lambda record: attrs.evolve(record, status=TaskStatus.FAILED))
+
+
+async def test_a_task_that_ends_while_its_lease_is_renewed() -> None:
+    """A renewal that comes too late is no error."""
+    store = MemoryStore()
+    change = store.change
+
+    async def slow_change(task_id: str, how: Any) -> TaskRecord | None:
+        if how.func.__name__ == "renew":
+            await sleep(1.0)
+        return await change(task_id, how)
+
+    async def short() -> str:
+        await sleep(1.5)
+        return "done"
+
+    store.change = slow_change  # type: ignore[method-assign]
+    async with serving(short, store=store) as service:
+        assert await service.result(await service.submit("short")) == "done"
+        await sleep(5.0)
+
+
+async def test_a_lost_task_is_left_to_the_other(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker whose lease ran out stops, and what it had done counts for nothing."""
+    store = MemoryStore()
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async with serving(endless, store=store) as service:
+        task_id = await service.submit("endless")
+        await wait_all_tasks_blocked()
+        await store.change(task_id, lambda record: attrs.evolve(record, worker="another"))
+        await sleep(2.0)
+        record = await service.get(task_id)
+        assert (record.status, record.worker) == (TaskStatus.RUNNING, "another")
+        assert "took its worker too long to renew its lease" in caplog.text
+        await store.change(task_id, lambda record: attrs.evolve(record, status=TaskStatus.FAILED))
+
+
+async def test_running_a_failed_task_again() -> None:
+    """`retry` starts over with a task that failed or was cancelled, and leaves others alone."""
+    broken = True
+
+    async def flaky() -> str:
+        if broken:
+            msg = "broken"
+            raise ValueError(msg)
+        return "done"
+
+    async with serving(flaky) as service:
+        task_id = await service.submit("flaky")
+        await failed(service, task_id)
+        broken = False
+        again = await service.retry(task_id)
+        assert (again.status, again.attempts, again.error_type) == (TaskStatus.PENDING, 0, None)
+        assert await service.result(task_id) == "done"
+        assert (await service.retry(task_id)).status is TaskStatus.SUCCESS
+        with pytest.raises(UnknownTaskError):
+            await service.retry("no such task")
+
+
+# Delay, expiry, keys
+
+
+async def test_delay() -> None:
+    """A task is not begun before its delay is over."""
+    async with serving(double) as service:
+        task_id = await service.submit("double", number=2, delay=100.0)
+        await sleep(99.0)
+        assert (await service.get(task_id)).status is TaskStatus.PENDING
+        with fail_after(2.0):
+            assert await service.result(task_id) == 4
+
+
+async def test_expiry() -> None:
+    """A finished task is gone after `ttl` seconds, and leaves no memory behind; a pending one stays."""
+    store = MemoryStore()
+    async with serving(double, store=store, ttl=100.0) as service:
+        ids = [await service.submit("double") for _ in range(10)]
+        waiting = await service.submit("double", delay=1000.0)
+        for task_id in ids:
+            await service.result(task_id)
+        await sleep(99.0)
+        assert (await service.get(ids[0])).status is TaskStatus.SUCCESS
+        await sleep(2.0)
+        for call in service.get, service.result, service.cancel, service.wait, service.retry:
+            with pytest.raises(UnknownTaskError, match=whole(f"there is no task {ids[0]!r}, or it has expired")):
+                await call(ids[0])
+        await sleep(60.0)
+        assert list(store._records) == [waiting]
+        await service.cancel(waiting)
+
+
+async def test_idempotency_key() -> None:
+    """A second submission with a key is the first one's task; for anything else, the key is refused."""
+    async with serving(double, ttl=100.0) as service:
+        first = await service.submit("double", number=1, idempotency_key="key")
+        assert await service.submit("double", number=1, idempotency_key="key") == first
+        message = whole(f"idempotency key 'key' was used for another task: double {first}")
+        with pytest.raises(IdempotencyError, match=message):
+            await service.submit("double", number=2, idempotency_key="key")
+        await service.result(first)
+        assert await service.submit("double", number=1, idempotency_key="key") == first
+        await sleep(101.0)
+        second = await service.submit("double", number=2, idempotency_key="key")
+        assert second != first
+        assert await service.result(second) == 4
+
+
+# Looking around
+
+
+async def test_pages_and_counts() -> None:
+    """Tasks are listed from the newest on, page by page, and by status, and counted."""
+    async with serving(double) as service:
+        ids = [await service.submit("double") for _ in range(5)]
+        for task_id in ids:
+            await service.result(task_id)
+        waiting = await service.submit("double", delay=100.0)
+        first = await service.page(limit=4)
+        assert [record.id for record in first] == [waiting, *reversed(ids[2:])]
+        rest = await service.page(limit=4, after=first[-1].id)
+        assert [record.id for record in rest] == [ids[1], ids[0]]
+        assert [record.id for record in await service.page(status=TaskStatus.PENDING)] == [waiting]
+        counts = await service.count()
+        assert (counts[TaskStatus.SUCCESS], counts[TaskStatus.PENDING]) == (5, 1)
+        with pytest.raises(ValueError, match=whole("limit must be >= 1, got 0")):
+            await service.page(limit=0)
+        await service.cancel(waiting)
+
+
+# Beginning and end
+
+
+async def test_leaving_waits_for_what_runs(caplog: pytest.LogCaptureFixture) -> None:
+    """What runs comes to its end; what is pending is told of if it ends with the memory it is in."""
+    done: list[int] = []
+
+    async def slow(number: int) -> None:
+        await sleep(10.0)
+        done.append(number)
+
+    async with serving(slow, workers=2) as service:
+        for number in range(5):
+            await service.submit("slow", number=number)
+        await wait_all_tasks_blocked()
+    assert sorted(done) == [0, 1]
+    assert [record.message for record in caplog.records] == [
+        "3 task(s) were not at their end, and end with the memory that they were in"
+    ]
+
+
+async def test_shutdown_puts_back_what_takes_longer() -> None:
+    """After its timeout, what runs is cancelled and pending again, without having lost an attempt."""
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async with serving(endless, double) as service:
+        task_id = await service.submit("endless")
+        await wait_all_tasks_blocked()
+        with fail_after(6.0):
+            await service.shutdown(5.0)
+        record = await service.get(task_id)
+        assert (record.status, record.attempts, record.worker) == (TaskStatus.PENDING, 0, None)
+        # It still takes what is submitted, for others to run.
+        assert (await service.get(await service.submit("double"))).status is TaskStatus.PENDING
+        with pytest.raises(ValueError, match=whole("timeout must be >= 0, got -1")):
+            await service.shutdown(-1)
+
+
+@pytest.mark.parametrize("how", ["error", "cancelled"])
+async def test_an_error_or_a_cancellation_stops_at_once(how: str) -> None:
+    """What runs is put back; an error leaves the block as it is."""
+    store = MemoryStore()
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async def run_and_fail() -> None:
+        async with serving(endless, store=store) as service:
+            await service.submit("endless")
+            await wait_all_tasks_blocked()
+            raise KeyError("boom")  # noqa: EM101 -- it is only to be seen again
+
+    with fail_after(10.0):
+        if how == "error":
+            with pytest.raises(KeyError, match="boom"):
+                await run_and_fail()
+        else:
+            with move_on_after(5.0) as scope:
+                async with serving(endless, store=store) as service:
+                    await service.submit("endless")
+                    await sleep(math.inf)
+            assert scope.cancelled_caught
+    [record] = store._records.values()
+    assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+
+
+async def test_a_service_that_only_submits() -> None:
+    """Without workers, tasks wait in the store for another service on the same bus and store."""
+    backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
+    async with serving(double, bus=connect(backend), store=store, workers=0) as front:
+        task_id = await front.submit("double", number=5)
+        await sleep(100.0)
+        assert (await front.get(task_id)).status is TaskStatus.PENDING
+    async with serving(double, bus=connect(backend), store=store) as back:
+        with fail_after(1.0):
+            assert await back.result(task_id) == 10
+
+
+async def test_a_handler_that_another_service_has(caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that doesn't know a task leaves it to one that does."""
+    backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
+
+    async def other() -> str:
+        return "done"
+
+    async with serving(double, bus=connect(backend), store=store), create_task_group():
+        async with serving(other, bus=connect(backend), store=store, workers=0) as front:
+            task_id = await front.submit("other")
+            await sleep(1.0)
+            assert (await front.get(task_id)).status is TaskStatus.PENDING
+        async with serving(other, bus=connect(backend), store=store) as knowing:
+            with fail_after(100.0):
+                assert await knowing.result(task_id) == "done"
+            assert (await knowing.get(task_id)).attempts == 1
+    assert f"no task 'other' is registered here; task {task_id} waits for another worker" in caplog.text
+
+
+async def test_a_task_that_nobody_was_told_of() -> None:
+    """A task whose submission was cut off between store and bus is found by the sweep."""
+    store = MemoryStore()
+    backend = MemoryBackend(max_pending=math.inf, retention=0.0)
+    publish = backend.publish
+
+    async def cut_off(_content: Any) -> str:
+        msg = "the bus is away"
+        raise StorageError(msg)
+
+    async with serving(double, bus=connect(backend), store=store) as service:
+        await wait_all_tasks_blocked()
+        backend.publish = cut_off  # type: ignore[method-assign]
+        with pytest.raises(StorageError, match=whole("the bus is away")):
+            await service.submit("double", number=3)
+        backend.publish = publish  # type: ignore[method-assign]
+        [task_id] = store._records
+        await sleep(200.0)
+        assert (await service.get(task_id)).status is TaskStatus.PENDING
+        await sleep(200.0)
+        assert await service.result(task_id) == 6
+
+
+async def test_a_neglected_task_that_was_begun_meanwhile() -> None:
+    """Somebody else may come to a neglected task before the sweep does."""
+
+    class Slow(MemoryStore):
+        async def neglected(self, since: float, limit: int) -> list[str]:
+            return list(self._records)
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    store = Slow()
+    async with serving(endless, store=store) as service:
+        task_id = await service.submit("endless")
+        await sleep(100.0)
+        assert (await service.get(task_id)).attempts == 1
+        await service.cancel(task_id)
+
+
+async def test_tasks_from_before_are_told_of_at_the_start() -> None:
+    """A new bus in memory knows nothing of what is in the store; the service tells it at once."""
+    store = MemoryStore()
+    async with serving(double, store=store, workers=0) as before:
+        task_id = await before.submit("double", number=3)
+    async with serving(double, store=store) as after:
+        with fail_after(1.0):
+            assert await after.result(task_id) == 6
+
+
+async def test_a_bus_or_store_that_fails_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """The service goes on once they work again; meanwhile the log tells."""
+    store = MemoryStore()
+    backend = MemoryBackend(max_pending=math.inf, retention=0.0)
+    join, neglected, change = backend.join, store.neglected, store.change
+    failures = 2
+
+    async def fail(*_arguments: Any, **_options: Any) -> Any:
+        nonlocal failures
+        failures -= 1
+        if failures == 0:
+            backend.join = join  # type: ignore[method-assign]
+            store.neglected = neglected  # type: ignore[method-assign]
+        msg = "it is away"
+        raise StorageError(msg)
+
+    backend.join = fail  # type: ignore[method-assign]
+    store.neglected = fail  # type: ignore[method-assign]
+    async with serving(double, bus=connect(backend), store=store) as service:
+        task_id = await service.submit("double", number=3)
+        with fail_after(5.0):
+            assert await service.result(task_id) == 6
+        store.change = fail  # type: ignore[method-assign]
+        failures = 1000
+        task_id = await service.submit("double", number=4)
+        await sleep(1.0)
+        store.change = change  # type: ignore[method-assign]
+        with fail_after(100.0):
+            assert await service.result(task_id) == 8
+    assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
+    assert "the sweep failed, and is tried again: it is away" in caplog.text
+    assert f"task {task_id} could not be settled: it is away" in caplog.text
+
+
+async def test_a_bus_that_fails_while_waiting_for_tasks(caplog: pytest.LogCaptureFixture) -> None:
+    """The service subscribes once more, after the tasks that ran have ended."""
+
+    class Failing(MemoryBackend):
+        fetches = 0
+
+        async def join(self, membership: Any) -> Any:
+            member: Any = await super().join(membership)
+            member.fetch = partial(self.fetch, member.fetch)
+            return member
+
+        async def fetch(self, fetch: Any, max_items: int) -> Any:
+            self.fetches += 1
+            if self.fetches == 2:
+                msg = "it is away"
+                raise StorageError(msg)
+            return await fetch(max_items)
+
+    async with serving(double, bus=connect(Failing(max_pending=math.inf, retention=0.0))) as service:
+        ids = [await service.submit("double") for _ in range(3)]
+        for task_id in ids:
+            with fail_after(60.0):
+                assert await service.result(task_id) == 2
+    assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
+
+
+async def test_a_lease_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A store that fails while a task runs is in the log; the task goes on."""
+    store = MemoryStore()
+    change = store.change
+
+    async def slow() -> str:
+        await sleep(2.5)
+        store.change = change  # type: ignore[method-assign]
+        return "done"
+
+    async def fail(*_arguments: Any) -> Any:
+        msg = "it is away"
+        raise StorageError(msg)
+
+    async with serving(slow, store=store) as service:
+        task_id = await service.submit("slow")
+        await wait_all_tasks_blocked()
+        store.change = fail  # type: ignore[method-assign]
+        assert await service.result(task_id) == "done"
+    assert {record.message for record in caplog.records if record.levelno == logging.WARNING} == {
+        f"the lease of task {task_id} could not be renewed: it is away"
+    }
+
+
+async def test_a_store_that_cannot_be_opened() -> None:
+    """Its error is told, and nothing is left open."""
+
+    class Missing(MemoryStore):
+        async def open(self) -> None:
+            msg = "there is none"
+            raise StorageError(msg)
+
+    class NoBus(MemoryBackend):
+        async def open(self) -> None:
+            msg = "there is no bus"
+            raise StorageError(msg)
+
+    closed: list[str] = []
+
+    class Kept(MemoryStore):
+        async def aclose(self) -> None:
+            closed.append("closed")
+
+    with pytest.raises(StorageError, match=whole("there is none")):
+        await TaskService(store=Missing()).__aenter__()
+    bus = connect(NoBus(max_pending=math.inf, retention=0.0))
+    with pytest.raises(StorageError, match=whole("there is no bus")):
+        await TaskService(bus=bus, store=Kept()).__aenter__()
+    assert closed == ["closed"]
+
+
+# Arguments
+
+
+async def test_only_inside_of_its_block() -> None:
+    """A service that was not entered, or is over, says so."""
+    service = TaskService()
+    handler = service.task(double)
+    calls = [
+        lambda: service.submit(handler),
+        lambda: service.get("id"),
+        lambda: service.result("id"),
+        lambda: service.cancel("id"),
+        lambda: service.retry("id"),
+        service.page,
+        service.count,
+        service.shutdown,
+    ]
+    for _ in range(2):
+        for call in calls:
+            with pytest.raises(
+                ClosedResourceError, match=whole("the task service is closed, or its block was not entered")
+            ):
+                await call()
+        async with service:
+            assert await service.result(await service.submit(handler)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"workers": -1}, ValueError, "workers must be >= 0, got -1"),
+        ({"ttl": -1}, ValueError, "ttl must be >= 0, got -1"),
+        ({"lease": 0}, ValueError, "lease must be > 0, got 0"),
+        ({"store": "redis"}, ValueError, "store must be memory:// or sqlite:///PATH, got 'redis'"),
+        ({"store": "sqlite:///"}, ValueError, "store must be memory:// or sqlite:///PATH, got 'sqlite:///'"),
+        ({"store": 5}, TypeError, "store must be a str or a Store, got 5"),
+        ({"bus": "nats://"}, ValueError, "url must be memory:// or sqlite:///PATH, got 'nats://'"),
+    ],
+)
+def test_a_service_refuses(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    """A wrong argument is named."""
+    with pytest.raises(error, match=whole(message)):
+        TaskService(**options)
+
+
+def test_registering_refuses() -> None:
+    """What can't be a task is named, and not registered."""
+    service = TaskService()
+    service.task(double)
+
+    def positional(a: int, /) -> None: ...
+
+    def any_number(*numbers: int) -> None: ...
+
+    def odd(a: dict[list[int], int] | complex) -> None: ...
+
+    register: Any = service.task
+    for call, error, message in (
+        (lambda: register(double), ValueError, "there is a task 'double' already"),
+        (lambda: register(5), TypeError, "a task must be a function, got 5"),
+        (lambda: register(retry=3), TypeError, "retry must be a Retry, got 3"),
+        (lambda: register(timeout=0), ValueError, "timeout must be > 0, got 0"),
+        (
+            lambda: register(positional),
+            TypeError,
+            "a task takes its arguments by name: positional can't have a",
+        ),
+        (
+            lambda: register(any_number),
+            TypeError,
+            "a task takes its arguments by name: any_number can't have *numbers",
+        ),
+    ):
+        with pytest.raises(error, match=whole(message)):
+            call()
+    with pytest.raises(TypeError, match=r"^the type hints of odd are not for plain data: "):
+        register(odd)
+    assert list(service._handlers) == ["double"]
+
+
+@pytest.mark.parametrize("name", ["idempotency_key", "delay"])
+def test_names_that_submit_has_itself_are_refused(name: str) -> None:
+    """A parameter that `submit` would take for its own can't be passed, so it can't be registered."""
+    namespace: dict[str, Any] = {}
+    exec(f"def taken({name}: int): ...", namespace)  # noqa: S102 -- only the name changes
+    with pytest.raises(TypeError, match=whole(f"{name} is an argument of submit itself: taken can't have it")):
+        TaskService().task(namespace["taken"])
+
+
+async def test_submit_refuses() -> None:
+    """Wrong arguments are named before anything is stored."""
+
+    async def draw(point: Point, label: str = "") -> None: ...
+
+    store = MemoryStore()
+    submit: Any
+    async with serving(draw, store=store) as service:
+        stranger = TaskService().task(double)
+        submit = service.submit
+        point = {"x": 1, "y": 2.0}
+        for call, error, message in (
+            (partial(submit, "unknown"), UnknownTaskError, "no task 'unknown' is registered with this service"),
+            (partial(submit, stranger), UnknownTaskError, "no task 'double' is registered with this service"),
+            (partial(submit, 5), UnknownTaskError, "no task 5 is registered with this service"),
+            (partial(submit, "draw"), ArgumentError, "arguments of draw: Object missing required field `point`"),
+            (
+                partial(submit, "draw", point=point, color=1),
+                ArgumentError,
+                "arguments of draw: Object contains unknown field `color`",
+            ),
+            (
+                partial(submit, "draw", point={"x": "1", "y": 2}),
+                ArgumentError,
+                "arguments of draw: Expected `int`, got `str` - at `$.point.x`",
+            ),
+            (
+                partial(submit, "draw", point=object()),
+                ArgumentError,
+                "arguments of draw can't be stored: Encoding objects of type object is unsupported",
+            ),
+            (partial(submit, "draw", point=point, delay=-1), ValueError, "delay must be >= 0, got -1"),
+            (
+                partial(submit, "draw", point=point, idempotency_key=5),
+                TypeError,
+                "idempotency_key must be a str or None, got 5",
+            ),
+        ):
+            with pytest.raises(error, match=whole(message)):
+                await call()
+        assert not store._records
+        await service.result(await service.submit("draw", point=Point(1, 2)))
