@@ -347,7 +347,7 @@ async def test_handled_too_late_is_told(caplog: pytest.LogCaptureFixture) -> Non
 
     async with connect(Faulty(extend=pretend)) as bus, create_task_group() as tasks:
         await bus.publish("topic", b"")
-        tasks.start_soon(partial(bus.consume, "topic", handler, group="group", ack_deadline=3.0))
+        tasks.start_soon(partial(bus.consume, "topic", handler, group="group", workers=1, ack_deadline=3.0))
         await sleep(1.0)
         async with bus.subscribe("topic", group="group", ack_deadline=100.0) as other:
             await (await anext(other)).ack()

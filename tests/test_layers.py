@@ -31,7 +31,7 @@ TIERS = [
     {"bus"},
     {"tasks.record"},
     {"tasks.store", "tasks._handler"},
-    {"tasks.stores", "tasks.stores.memory", "tasks.stores.sqlite", "tasks.conformance"},
+    {"tasks.stores", "tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
     {"tasks._open"},
     {"tasks._service"},
     {"tasks"},

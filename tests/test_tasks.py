@@ -41,8 +41,10 @@ from chanflow.tasks import (
     TaskStatus,
     UnknownTaskError,
 )
+from chanflow.tasks import _service as service_module
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
+from tests.test_bus import Faulty, fail
 
 pytestmark = pytest.mark.anyio
 
@@ -596,23 +598,67 @@ async def test_a_service_that_only_submits() -> None:
             assert await back.result(task_id) == 10
 
 
-async def test_a_handler_that_another_service_has(caplog: pytest.LogCaptureFixture) -> None:
-    """A worker that doesn't know a task leaves it to one that does."""
+async def test_a_handler_that_another_service_has() -> None:
+    """A worker is not told of tasks that it doesn't know, and one that does has them at once."""
     backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
 
     async def other() -> str:
         return "done"
 
-    async with serving(double, bus=connect(backend), store=store), create_task_group():
+    async with serving(double, bus=connect(backend), store=store) as unknowing:
         async with serving(other, bus=connect(backend), store=store, workers=0) as front:
             task_id = await front.submit("other")
-            await sleep(1.0)
-            assert (await front.get(task_id)).status is TaskStatus.PENDING
+            await sleep(10.0)
+            assert (await front.get(task_id)).attempts == 0
         async with serving(other, bus=connect(backend), store=store) as knowing:
-            with fail_after(100.0):
+            with fail_after(1.0):
                 assert await knowing.result(task_id) == "done"
-            assert (await knowing.get(task_id)).attempts == 1
-    assert f"no task 'other' is registered here; task {task_id} waits for another worker" in caplog.text
+            assert (await unknowing.get(task_id)).attempts == 1
+
+
+async def test_workers_are_shared_by_all_handlers() -> None:
+    """No more tasks run than there are workers, whatever their handlers; and each handler gets its turn."""
+    running = most = 0
+    done: list[str] = []
+
+    async def run(name: str) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await sleep(10.0)
+        running -= 1
+        done.append(name)
+
+    service = TaskService(workers=2, lease=30.0)
+    names = [f"handler {number}" for number in range(4)]
+    for name in names:
+        service.task(name=name)(partial(run, name))
+    async with service:
+        ids = [await service.submit(name) for _ in range(5) for name in names]
+        for task_id in ids:
+            assert (await service.wait(task_id)).attempts == 1
+        assert most == 2
+        assert sorted(done) == sorted(names * 5)
+        assert set(done[:8]) == set(names)
+
+
+async def test_stopping_while_a_task_waits_for_its_turn() -> None:
+    """A task that was not begun when the service stopped is still pending."""
+
+    async def slow() -> None:
+        await sleep(10.0)
+
+    async with serving(slow, double, workers=1) as service:
+        first = await service.submit("slow")
+        await wait_all_tasks_blocked()
+        second = await service.submit("double")
+        await wait_all_tasks_blocked()
+        await service.shutdown()
+        assert (await service.get(first)).status is TaskStatus.SUCCESS
+        record = await service.get(second)
+        assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+        with pytest.raises(RuntimeError, match=whole("tasks must be registered before the service's block is entered")):
+            service.task(slow)
 
 
 async def test_a_task_that_nobody_was_told_of() -> None:
@@ -656,14 +702,15 @@ async def test_a_neglected_task_that_was_begun_meanwhile() -> None:
         await service.cancel(task_id)
 
 
-async def test_tasks_from_before_are_told_of_at_the_start() -> None:
-    """A new bus in memory knows nothing of what is in the store; the service tells it at once."""
+async def test_tasks_from_before_are_told_of_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new bus in memory knows nothing of what is in the store; the service tells it at once, a part at a time."""
+    monkeypatch.setattr(service_module, "SWEEP", 2)
     store = MemoryStore()
     async with serving(double, store=store, workers=0) as before:
-        task_id = await before.submit("double", number=3)
+        ids = [await before.submit("double", number=3) for _ in range(5)]
     async with serving(double, store=store) as after:
         with fail_after(1.0):
-            assert await after.result(task_id) == 6
+            assert [await after.result(task_id) for task_id in ids] == [6] * 5
 
 
 async def test_a_bus_or_store_that_fails_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
@@ -696,7 +743,7 @@ async def test_a_bus_or_store_that_fails_for_a_while(caplog: pytest.LogCaptureFi
         with fail_after(100.0):
             assert await service.result(task_id) == 8
     assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
-    assert "the sweep failed, and is tried again: it is away" in caplog.text
+    assert "looking for tasks failed, and is tried again: it is away" in caplog.text
     assert f"task {task_id} could not be settled: it is away" in caplog.text
 
 
@@ -719,10 +766,9 @@ async def test_a_bus_that_fails_while_waiting_for_tasks(caplog: pytest.LogCaptur
             return await fetch(max_items)
 
     async with serving(double, bus=connect(Failing(max_pending=math.inf, retention=0.0))) as service:
-        ids = [await service.submit("double") for _ in range(3)]
-        for task_id in ids:
+        for _ in range(3):
             with fail_after(60.0):
-                assert await service.result(task_id) == 2
+                assert await service.result(await service.submit("double")) == 2
     assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
 
 
@@ -748,6 +794,31 @@ async def test_a_lease_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureF
     assert {record.message for record in caplog.records if record.levelno == logging.WARNING} == {
         f"the lease of task {task_id} could not be renewed: it is away"
     }
+
+
+async def test_a_message_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A bus that fails while a task runs is in the log; the task goes on."""
+
+    async def slow() -> str:
+        await sleep(2.5)
+        return "done"
+
+    async with serving(slow, bus=connect(Faulty(extend=fail))) as service:
+        assert await service.result(await service.submit("slow")) == "done"
+    assert {record.message for record in caplog.records if record.levelno == logging.WARNING} == {
+        "the lease of <Message 1 of 'tasks.slow', attempt 1> could not be renewed: the disk is gone"
+    }
+
+
+async def test_a_task_that_is_just_being_settled() -> None:
+    """Its message's lease is not renewed any more."""
+
+    async def slow(ack: Any, delivery: Any) -> bool:
+        await sleep(2.5)
+        return bool(await ack(delivery))
+
+    async with serving(double, bus=connect(Faulty(ack=slow, extend=fail))) as service:
+        assert await service.result(await service.submit("double")) == 2
 
 
 async def test_a_store_that_cannot_be_opened() -> None:
@@ -810,8 +881,12 @@ async def test_only_inside_of_its_block() -> None:
         ({"workers": -1}, ValueError, "workers must be >= 0, got -1"),
         ({"ttl": -1}, ValueError, "ttl must be >= 0, got -1"),
         ({"lease": 0}, ValueError, "lease must be > 0, got 0"),
-        ({"store": "redis"}, ValueError, "store must be memory:// or sqlite:///PATH, got 'redis'"),
-        ({"store": "sqlite:///"}, ValueError, "store must be memory:// or sqlite:///PATH, got 'sqlite:///'"),
+        ({"store": "redis"}, ValueError, "store must be memory://, sqlite:///PATH or redis://HOST, got 'redis'"),
+        (
+            {"store": "sqlite:///"},
+            ValueError,
+            "store must be memory://, sqlite:///PATH or redis://HOST, got 'sqlite:///'",
+        ),
         ({"store": 5}, TypeError, "store must be a str or a Store, got 5"),
         ({"bus": "nats://"}, ValueError, "url must be memory:// or sqlite:///PATH, got 'nats://'"),
     ],
@@ -839,6 +914,13 @@ def test_registering_refuses() -> None:
         (lambda: register(5), TypeError, "a task must be a function, got 5"),
         (lambda: register(retry=3), TypeError, "retry must be a Retry, got 3"),
         (lambda: register(timeout=0), ValueError, "timeout must be > 0, got 0"),
+        (lambda: register(name=""), ValueError, "name must be a str of 1 to 200 characters, got ''"),
+        (
+            lambda: register(partial(double)),
+            TypeError,
+            f"a task that is no plain function needs a name: {partial(double)!r}",
+        ),
+        (lambda: register(name=5), ValueError, "name must be a str of 1 to 200 characters, got 5"),
         (
             lambda: register(positional),
             TypeError,

@@ -87,8 +87,7 @@ class Database:
         try:
             await database.run(partial(prepare, schema))
         except BaseException:
-            with CancelScope(shield=True):
-                await database.aclose()
+            await database.aclose()
             raise
         return database
 
@@ -98,7 +97,8 @@ class Database:
         if not self._users:
             del databases[self._path, self._home]
             self._wake.close()
-            await self._ended.wait()
+            with CancelScope(shield=True):
+                await self._ended.wait()
 
     async def run(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None = None) -> T:
         """Carry out an operation in the thread.

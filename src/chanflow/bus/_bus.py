@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
-from anyio import CancelScope, CapacityLimiter, ClosedResourceError, Event
+from anyio import CapacityLimiter, ClosedResourceError, Event
 from attrs import frozen
 
 from chanflow._attempt import Attempt
@@ -92,8 +92,7 @@ class Bus:
                 self._left = Event()
                 await self._left.wait()
         finally:
-            with CancelScope(shield=True):
-                await self._backend.aclose()
+            await self._backend.aclose()
 
     async def publish(
         self,

@@ -159,4 +159,4 @@ class Backend(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Let go of everything. Leases that are still held run out."""
+        """Let go of everything, also when cancelled. Leases that are still held run out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, get_type_hints
 
 import msgspec
@@ -77,7 +78,7 @@ class Handler(Generic[P, R]):
         self.timeout: float | None = timeout
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
-        hints = get_type_hints(fn)
+        hints = hints_of(fn)
         self._progress: str | None = None
         fields: list[Any] = []
         for parameter in inspect.signature(fn).parameters.values():
@@ -156,6 +157,13 @@ class Handler(Generic[P, R]):
     def decode_result(self, encoded: bytes) -> Any:
         """Give a result as the type that the function returns."""
         return msgspec.msgpack.decode(encoded, type=self.returns)
+
+
+def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
+    """Give the type hints of a function, a partial or an object that can be called."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return get_type_hints(fn if inspect.isroutine(fn) else type(fn).__call__)
 
 
 def by_name(fn: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:

@@ -25,10 +25,18 @@ def open_store(store: str | Store) -> Store:
         from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
 
         return MemoryStore()
+    if store.startswith(("redis://", "rediss://", "unix://")):
+        try:
+            from chanflow.tasks.stores.redis import RedisStore  # noqa: PLC0415 -- as above
+        except ModuleNotFoundError as error:
+            msg = f"a store in Redis needs {error.name}: pip install 'chanflow[redis]'"
+            raise ModuleNotFoundError(msg, name=error.name) from None
+
+        return RedisStore(store)
     path = store.removeprefix("sqlite:///")
     if path and path != store:
         from chanflow.tasks.stores.sqlite import SqliteStore  # noqa: PLC0415 -- as above
 
         return SqliteStore(Path(path).absolute())
-    msg = f"store must be memory:// or sqlite:///PATH, got {store!r}"
+    msg = f"store must be memory://, sqlite:///PATH or redis://HOST, got {store!r}"
     raise ValueError(msg)

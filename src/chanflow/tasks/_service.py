@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from secrets import token_urlsafe
@@ -17,6 +17,7 @@ from anyio import (
     CapacityLimiter,
     ClosedResourceError,
     Event,
+    Semaphore,
     create_task_group,
     current_time,
     move_on_after,
@@ -59,16 +60,19 @@ R = TypeVar("R")
 
 logger = logging.getLogger("chanflow.tasks")
 
-TOPIC = "tasks"
+TOPIC = "tasks."
+"""What the topics begin with: each handler has one, so that a worker is only told of tasks that it knows."""
+MAX_NAME = 200
 GROUP = "workers"
 POLL = 0.1
 """Seconds after which to ask a store that other processes change."""
-UNKNOWN = 5.0
-"""Seconds to wait for a worker that knows a task's handler."""
 SWEEP_INTERVAL = 30.0
 """Seconds from one look for expired and neglected tasks to the next."""
 SWEEP = 1000
 """The most neglected tasks to find at once."""
+LOOK_INTERVAL = 0.2
+LOOK_NEGLECT = 1.0
+"""Seconds from one look for other processes' tasks to the next, and for which their own workers come first."""
 NEGLECT = 300.0
 """Seconds after which a task that nobody has come to is told of once more: it may just have to wait for others."""
 GRACE = 5.0
@@ -117,6 +121,11 @@ class Run:
     """Whether its cancellation was asked for."""
 
 
+def topic_of(name: str) -> str:
+    """Name the topic of a handler's tasks."""
+    return TOPIC + name
+
+
 class TaskService:
     """Tasks that are submitted now and asked for later, run by a bounded number of workers.
 
@@ -160,10 +169,13 @@ class TaskService:
         self._tasks: TaskGroup | None = None
         self._runs: dict[str, Run] = {}
         self._waiting: dict[str, Event] = {}
-        self._messages: Subscription | None = None
+        self._subscriptions: set[Subscription] = set()
+        # Messages whose tasks run, or wait for a slot.
+        self._held: set[Message] = set()
         self._stopped: bool = False
         self._epoch: float = 0.0
         self._limiter: CapacityLimiter
+        self._slots: Semaphore
         self._drained: Event
 
     def _now(self) -> float:
@@ -202,20 +214,31 @@ class TaskService:
             The handler, which `submit` takes, and which can be called like the function.
 
         Raises:
-            ValueError: there is a task with this name, or `timeout` is not greater than 0.
+            ValueError: there is a task with this name, or an argument is out of its bounds.
             TypeError: an argument or a type hint can't be used.
+            RuntimeError: the service's block was entered already.
         """
         if timeout is not None:
             check_seconds("timeout", timeout, positive=True)
         if not isinstance(retry, Retry):
             msg = f"retry must be a Retry, got {retry!r}"
             raise TypeError(msg)
+        if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME):
+            msg = f"name must be a str of 1 to {MAX_NAME} characters, got {name!r}"
+            raise ValueError(msg)
+        if self._tasks is not None:
+            msg = "tasks must be registered before the service's block is entered"
+            raise RuntimeError(msg)
 
         def register(fn: Callable[..., Any]) -> Handler[..., Any]:
             if not callable(fn):
                 msg = f"a task must be a function, got {fn!r}"
                 raise TypeError(msg)
-            handler: Handler[..., Any] = Handler(fn, name or fn.__name__, retry, timeout)
+            chosen = getattr(fn, "__name__", None) if name is None else name
+            if chosen is None:
+                msg = f"a task that is no plain function needs a name: {fn!r}"
+                raise TypeError(msg)
+            handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout)
             if handler.name in self._handlers:
                 msg = f"there is a task {handler.name!r} already"
                 raise ValueError(msg)
@@ -231,17 +254,19 @@ class TaskService:
         try:
             await self._bus.__aenter__()
         except BaseException:
-            with CancelScope(shield=True):
-                await self._store.aclose()
+            await self._store.aclose()
             raise
         self._stopped = False
         self._epoch = time.time() - current_time()
         self._limiter = CapacityLimiter(max(self._workers, 1))
+        self._slots = Semaphore(self._workers)
         self._drained = Event()
         self._tasks = await create_task_group().__aenter__()
         if self._workers:
             self._tasks.start_soon(self._work)
             self._tasks.start_soon(self._keep)
+            if self._store.shared and not self._bus.capabilities.shared:
+                self._tasks.start_soon(self._look_around)
         else:
             self._drained.set()
         self._tasks.start_soon(self._sweep)
@@ -291,10 +316,11 @@ class TaskService:
             else:
                 await tasks.__aexit__(type(error), error, error.__traceback__)
         finally:
-            with CancelScope(shield=True):
-                await self._bus.aclose()
-                await self._tell_left()
-                await self._store.aclose()
+            # Each of them sees to it that a cancellation doesn't keep it from closing. A scope around them would be in
+            # the way of a client that has a task group.
+            await self._bus.aclose()
+            await self._tell_left()
+            await self._store.aclose()
 
     async def _tell_left(self) -> None:
         if not self._store.durable:
@@ -364,7 +390,7 @@ class TaskService:
                 raise IdempotencyError(msg)
             return kept.id
         # Should it end here, the task is neglected, and found by the sweep.
-        await self._tell(record.id)
+        await self._tell(record.id, record.name)
         return record.id
 
     async def get(self, task_id: str) -> TaskRecord:
@@ -474,7 +500,7 @@ class TaskService:
         record = await self._store.change(task_id, partial(revive, now=self._now()))
         if record is None:
             return await self.get(task_id)
-        await self._tell(task_id)
+        await self._tell(task_id, record.name)
         return record
 
     async def page(
@@ -519,9 +545,9 @@ class TaskService:
             raise UnknownTaskError(msg)
         return record
 
-    async def _tell(self, task_id: str) -> None:
+    async def _tell(self, task_id: str, name: str) -> None:
         """Tell the workers of a task."""
-        await self._bus.publish(TOPIC, task_id.encode())
+        await self._bus.publish(topic_of(name), task_id.encode())
 
     def _announce(self, record: TaskRecord) -> None:
         """Tell those who wait here for the end of a task."""
@@ -532,39 +558,52 @@ class TaskService:
 
     def _stop_taking(self) -> None:
         self._stopped = True
-        if self._messages is not None:
-            self._messages.stop()
+        for messages in self._subscriptions:
+            messages.stop()
 
     async def _work(self) -> None:
         """Take up tasks until stopped."""
-        try:
-            while not self._stopped:
-                try:
-                    await self._take()
-                except StorageError as error:
-                    logger.error("the bus failed, and is tried again in %g s: %s", AGAIN, error)  # noqa: TRY400
-                    await sleep(AGAIN)
-        finally:
-            self._drained.set()
+        async with create_task_group() as takers:
+            for handler in self._handlers.values():
+                takers.start_soon(self._serve, handler)
+        self._drained.set()
 
-    async def _take(self) -> None:
+    async def _serve(self, handler: Handler[..., Any]) -> None:
+        """Take up one handler's tasks until stopped."""
+        while not self._stopped:
+            try:
+                await self._take(handler)
+            except StorageError as error:
+                logger.error("the bus failed, and is tried again in %g s: %s", AGAIN, error)  # noqa: TRY400
+                await sleep(AGAIN)
+
+    async def _take(self, handler: Handler[..., Any]) -> None:
         failed: StorageError | None = None
         async with (
             self._bus.subscribe(
-                TOPIC, group=GROUP, max_in_flight=self._workers, ack_deadline=self._lease
-            ) as self._messages,
+                topic_of(handler.name), group=GROUP, max_in_flight=self._workers, ack_deadline=self._lease
+            ) as messages,
             create_task_group() as running,
         ):
+            self._subscriptions.add(messages)
             try:
-                async for message in self._messages:
-                    running.start_soon(self._look_at, message)
+                async for message in messages:
+                    self._held.add(message)
+                    await self._slots.acquire()
+                    if self._stopped:
+                        # It is given back with the subscription.
+                        self._slots.release()
+                        break
+                    running.start_soon(self._look_at, message, handler)
             except StorageError as error:
                 # Raised below: the task group would wrap it.
                 failed = error
+            finally:
+                self._subscriptions.discard(messages)
         if failed is not None:
             raise failed
 
-    async def _look_at(self, message: Message) -> None:
+    async def _look_at(self, message: Message, handler: Handler[..., Any]) -> None:
         """Run the task of a message, unless there is nothing to do."""
         task_id = message.body.decode()
         try:
@@ -576,10 +615,13 @@ class TaskService:
             if record is None:
                 await self._pass(message, task_id)
             else:
-                await self._run(record, run)
+                await self._run(record, run, handler)
         except (StorageError, LeaseLostError) as error:
             # The leases run out, here and there, and then it is taken up again.
             logger.warning("task %s could not be settled: %s", task_id, error)
+        finally:
+            self._held.discard(message)
+            self._slots.release()
 
     async def _pass(self, message: Message, task_id: str) -> None:
         """Have done with a message whose task can't be claimed, or wait until it can."""
@@ -590,13 +632,8 @@ class TaskService:
         else:
             await message.nack(max(record.run_at - now, (record.lease_until or 0.0) - now, 0.0))
 
-    async def _run(self, record: TaskRecord, run: Run) -> None:
+    async def _run(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> None:
         """Attempt a claimed task, and settle it by what came of that."""
-        handler = self._handlers.get(record.name)
-        if handler is None:
-            logger.warning("no task %r is registered here; task %s waits for another worker", record.name, record.id)
-            await self._put_back(record, run, UNKNOWN, attempted=False)
-            return
         run.cancelled = record.cancel_requested
         self._runs[record.id] = run
         try:
@@ -665,27 +702,49 @@ class TaskService:
                     record = await self._store.change(
                         task_id, partial(renew, worker=run.worker, lease_until=self._now() + self._lease)
                     )
-                    if not run.message.settled:
-                        await run.message.extend()
-                except (StorageError, LeaseLostError) as error:
+                except StorageError as error:
                     logger.warning("the lease of task %s could not be renewed: %s", task_id, error)
                     continue
                 if task_id in self._runs and (record is None or record.cancel_requested):
                     run.lost = record is None
                     run.cancelled = record is not None
                     run.scope.cancel()
+            for message in list(self._held):
+                if not message.settled:
+                    try:
+                        await message.extend()
+                    except (StorageError, LeaseLostError) as error:
+                        logger.warning("the lease of %r could not be renewed: %s", message, error)
 
     async def _sweep(self) -> None:
         """Forget what has expired, and tell the workers once more of what nobody has come to."""
         # A bus that kept nothing from before knows of none.
-        since = self._now() - (NEGLECT if self._bus.capabilities.durable else 0.0)
+        neglect = NEGLECT if self._bus.capabilities.durable else 0.0
         while True:
-            try:
-                await self._store.forget(self._now())
-                for task_id in await self._store.neglected(since, SWEEP):
-                    if await self._store.change(task_id, partial(requeue, now=self._now(), since=since)) is not None:
-                        await self._tell(task_id)
-            except StorageError as error:
-                logger.error("the sweep failed, and is tried again: %s", error)  # noqa: TRY400
+            await self._protect(self._store.forget, self._now())
+            await self._protect(self._tell_neglected, self._now() - neglect)
             await sleep(SWEEP_INTERVAL)
-            since = self._now() - NEGLECT
+            neglect = NEGLECT
+
+    async def _look_around(self) -> None:
+        """Look in the store for what other processes were given, of which the bus can't tell; only while idle."""
+        while not self._stopped:
+            idle = self._workers - len(self._runs)
+            if idle > 0:
+                await self._protect(self._tell_neglected, self._now() - LOOK_NEGLECT, idle)
+            await sleep(LOOK_INTERVAL)
+
+    async def _tell_neglected(self, since: float, limit: int | None = None) -> None:
+        while found := await self._store.neglected(since, limit or SWEEP):
+            for task_id in found:
+                record = await self._store.change(task_id, partial(requeue, now=self._now(), since=since))
+                if record is not None:
+                    await self._tell(task_id, record.name)
+            if limit is not None or len(found) < SWEEP:
+                break
+
+    async def _protect(self, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        try:
+            await step(*arguments)
+        except StorageError as error:
+            logger.error("looking for tasks failed, and is tried again: %s", error)  # noqa: TRY400

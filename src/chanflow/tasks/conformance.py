@@ -214,6 +214,23 @@ class StoreConformance:
         assert await store.change("task 0", lambda record: record) is None
         await store.aclose()
 
+    async def test_forgetting_many(self, open_store: OpenStore) -> None:
+        """However many have expired, all are forgotten."""
+        store = open_store()
+        await store.open()
+
+        async def cancelled(number: int) -> None:
+            await store.create(task(number))
+            await store.change(f"task {number}", partial(cancel, now=NOW, ttl=10.0))
+
+        async with create_task_group() as tasks:
+            for number in range(1100):
+                tasks.start_soon(cancelled, number)
+        assert (await store.count(NOW))[TaskStatus.CANCELLED] == 1100
+        await store.forget(NOW + 10)
+        assert await store.count(NOW) == dict.fromkeys(TaskStatus, 0)
+        await store.aclose()
+
     async def test_pages(self, open_store: OpenStore) -> None:
         """Tasks are listed from the newest on, all or by status, page by page, and counted."""
         store = open_store()
@@ -292,5 +309,5 @@ class StoreConformance:
         assert claimed is not None
         assert await first.change("task 1", partial(claim, worker="b", now=NOW, lease_until=NOW + 10)) is None
         assert await first.get("task 1", NOW) == claimed
-        await first.aclose()
         await second.aclose()
+        await first.aclose()

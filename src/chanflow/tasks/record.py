@@ -20,6 +20,7 @@ __all__ = [
     "TaskStatus",
     "cancel",
     "claim",
+    "expired",
     "finish",
     "looked_for_at",
     "put_back",
@@ -237,3 +238,8 @@ def requeue(record: TaskRecord, *, now: float, since: float) -> TaskRecord | Non
 def looked_for_at(record: TaskRecord) -> float:
     """Tell from when on somebody should have come to a task that is not at its end."""
     return max(record.run_at, record.queued_at, record.lease_until or 0.0)
+
+
+def expired(record: TaskRecord, now: float) -> bool:
+    """Tell whether a task is to be forgotten."""
+    return record.expires_at is not None and record.expires_at <= now

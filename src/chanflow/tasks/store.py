@@ -32,7 +32,7 @@ class Store(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Let go of everything."""
+        """Let go of everything, also when cancelled."""
 
     @abstractmethod
     async def create(self, record: TaskRecord) -> TaskRecord:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import islice
 
-from chanflow.tasks.record import TaskRecord, TaskStatus, looked_for_at
+from chanflow.tasks.record import TaskRecord, TaskStatus, expired, looked_for_at
 from chanflow.tasks.store import Change, Store
 
 __all__ = ["MemoryStore"]
@@ -88,8 +88,3 @@ class MemoryStore(Store):
                 del self._records[task_id]
                 if record.idempotency_key is not None:
                     self._keys.pop(record.idempotency_key, None)
-
-
-def expired(record: TaskRecord, now: float) -> bool:
-    """Tell whether a task is to be forgotten."""
-    return record.expires_at is not None and record.expires_at <= now
