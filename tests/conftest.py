@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--public-calls"):
         _state.reach_buffer = _state.PublicBuffer
-        _park.reach_run = lambda trio: partial(_park.trio_token, trio)
+        _park.reach_run = cache(lambda trio: partial(_park.trio_token, trio))
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -35,7 +35,7 @@ TIERS = [
     {"tasks._open"},
     {"tasks._service"},
     {"tasks"},
-    {"demo"},
+    {"demo", "commands"},
     {"cli"},
 ]
 

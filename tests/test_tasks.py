@@ -642,6 +642,17 @@ async def test_workers_are_shared_by_all_handlers() -> None:
         assert set(done[:8]) == set(names)
 
 
+async def test_stopping_while_it_begins() -> None:
+    """A service that is left while it is still subscribing comes to its end."""
+
+    async def slow() -> None:
+        await sleep(5.0)
+
+    with fail_after(10.0):
+        async with serving(double, bus=connect(Faulty(join=slow))):
+            await wait_all_tasks_blocked()
+
+
 async def test_stopping_while_a_task_waits_for_its_turn() -> None:
     """A task that was not begun when the service stopped is still pending."""
 

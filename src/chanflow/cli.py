@@ -43,6 +43,27 @@ def main() -> None:
     """Goroutines, channels and worker groups for asyncio and trio."""
 
 
+def add_commands() -> None:
+    """Add the commands that need more than the command itself does."""
+    try:
+        from chanflow import commands  # noqa: PLC0415 -- what it needs may be missing
+    except ModuleNotFoundError as error:
+        missing = error.name
+
+        @click.command(add_help_option=False, context_settings={"ignore_unknown_options": True})
+        @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+        def unavailable(rest: tuple[str, ...]) -> None:  # noqa: ARG001 -- whatever it is
+            """Not available: pip install 'chanflow[tasks]'."""
+            msg = f"this command needs {missing}: pip install 'chanflow[tasks]'"
+            raise UsageError(msg)
+
+        for name in ("tasks", "worker"):
+            main.add_command(unavailable, name)
+    else:
+        main.add_command(commands.tasks)
+        main.add_command(commands.worker)
+
+
 @main.command()
 @click.argument("path", required=False)
 @click.option("--workers", type=click.IntRange(1), default=os.cpu_count() or 1, show_default="one for each CPU")
@@ -201,3 +222,6 @@ def make_progress(console: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+add_commands()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from secrets import token_urlsafe
+from secrets import token_hex
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
@@ -71,8 +71,9 @@ SWEEP_INTERVAL = 30.0
 SWEEP = 1000
 """The most neglected tasks to find at once."""
 LOOK_INTERVAL = 0.2
-LOOK_NEGLECT = 1.0
 """Seconds from one look for other processes' tasks to the next, and for which their own workers come first."""
+LOOK_AHEAD = 10
+"""How many of them each worker may find at once."""
 NEGLECT = 300.0
 """Seconds after which a task that nobody has come to is told of once more: it may just have to wait for others."""
 GRACE = 5.0
@@ -375,7 +376,7 @@ class TaskService:
             raise TypeError(msg)
         now = self._now()
         record = TaskRecord(
-            id=token_urlsafe(16),
+            id=token_hex(16),
             name=registered.name,
             arguments=registered.encode(arguments),
             created_at=now,
@@ -586,6 +587,9 @@ class TaskService:
             create_task_group() as running,
         ):
             self._subscriptions.add(messages)
+            if self._stopped:
+                # While it was being entered.
+                messages.stop()
             try:
                 async for message in messages:
                     self._held.add(message)
@@ -608,7 +612,7 @@ class TaskService:
         task_id = message.body.decode()
         try:
             now = self._now()
-            run = Run(message, token_urlsafe(16))
+            run = Run(message, token_hex(16))
             record = await self._store.change(
                 task_id, partial(claim, worker=run.worker, now=now, lease_until=now + self._lease)
             )
@@ -729,9 +733,8 @@ class TaskService:
     async def _look_around(self) -> None:
         """Look in the store for what other processes were given, of which the bus can't tell; only while idle."""
         while not self._stopped:
-            idle = self._workers - len(self._runs)
-            if idle > 0:
-                await self._protect(self._tell_neglected, self._now() - LOOK_NEGLECT, idle)
+            if len(self._runs) < self._workers:
+                await self._protect(self._tell_neglected, self._now() - LOOK_INTERVAL, self._workers * LOOK_AHEAD)
             await sleep(LOOK_INTERVAL)
 
     async def _tell_neglected(self, since: float, limit: int | None = None) -> None:
