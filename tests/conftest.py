@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from functools import cache, partial
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ from tests.virtual_time import VirtualTimeLoop
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("same")
+
+
+detours = count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -65,3 +70,10 @@ def at_rest(channel: Channel[Any]) -> bool:
         figures.tasks_waiting_send == figures.tasks_waiting_receive == state.reserved == 0
         and figures.sent == figures.received + figures.dropped + figures.current_buffer_used
     )
+
+
+def another_way(path: Path) -> Path:
+    """Name a file in another way, so that it is opened once more and not shared."""
+    detour = path.parent / f"detour {next(detours)}"
+    detour.mkdir()
+    return detour / ".." / path.name

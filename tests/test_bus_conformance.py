@@ -9,6 +9,7 @@ import pytest
 
 from chanflow.bus import Bus, connect
 from chanflow.bus.conformance import BusConformance
+from tests.conftest import another_way
 
 
 class TestMemory(BusConformance):
@@ -25,4 +26,4 @@ class TestSqlite(BusConformance):
 
     @pytest.fixture
     def open_bus(self, tmp_path: Path) -> Callable[..., Bus]:
-        return lambda **options: connect(f"sqlite:///{tmp_path}/bus.db", **options)
+        return lambda **options: connect(f"sqlite:///{another_way(tmp_path / 'bus.db')}", **options)

@@ -13,6 +13,7 @@ from chanflow.tasks.conformance import StoreConformance
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
+from tests.conftest import another_way
 from tests.redis_server import running_redis
 
 
@@ -30,7 +31,7 @@ class TestSqlite(StoreConformance):
 
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> Callable[[], Store]:
-        return lambda: SqliteStore(tmp_path / "tasks.db")
+        return lambda: SqliteStore(another_way(tmp_path / "tasks.db"))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import pytest
 from anyio import create_task_group, fail_after, sleep
 
 from chanflow.tasks import TaskService, TaskStatus
+from tests.conftest import another_way
 
 pytestmark = pytest.mark.anyio
 
@@ -64,7 +65,8 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 def service_at(path: Path, **options: float) -> TaskService:
-    url = f"sqlite:///{path}"
+    # A connection of its own, as another process has it.
+    url = f"sqlite:///{another_way(path)}"
     return TaskService(bus=url, store=url, **options)  # type: ignore[arg-type]
 
 
