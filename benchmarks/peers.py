@@ -27,6 +27,8 @@ DISTRIBUTIONS = (
     "aiologic",
     "aiometer",
     "aiojobs",
+    "huey",
+    "taskiq",
 )
 
 

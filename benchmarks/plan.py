@@ -59,9 +59,9 @@ class Workload:
 
 def all_workloads() -> Iterator[Workload]:
     """Give every workload, in the order of the table; those whose making costs something come last."""
-    from benchmarks import channel, choice, imports, memory, thread, worker
+    from benchmarks import channel, choice, imports, memory, task, thread, worker
 
-    for module in (channel, choice, thread, worker, imports, memory):
+    for module in (channel, choice, thread, worker, task, imports, memory):
         yield from module.workloads()
     from benchmarks import digest
 

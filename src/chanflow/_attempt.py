@@ -37,6 +37,8 @@ class Attempt:
             TypeError: a plain function gave a coroutine.
             Exception: what the handler raised.
         """
+        if self._is_async and self._timeout is None:
+            return await self._handler(argument)
         if self._is_async:
             with move_on_after(self._timeout) as scope:
                 return await self._handler(argument)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from anyio import CancelScope, current_time, move_on_after, sleep
+from anyio import CancelScope, move_on_after, sleep
 
 from chanflow._channel import Channel
+from chanflow._park import current_home
 from chanflow._select import after, select
 from chanflow._storage import StorageError
 from chanflow.bus.backend import Backend, Content, Delivery, Member, Membership, Origin
@@ -198,6 +199,7 @@ class Subscription:
         self._opened: Callable[[Subscription], object] = opened
         self._closed: Callable[[Subscription], object] = closed
         self._member: Member
+        self._time: Callable[[], float]
         # Closed when the iteration is to end.
         self._end: Channel[None] = Channel()
         self._scopes: set[CancelScope] = set()
@@ -208,6 +210,9 @@ class Subscription:
         self._room: Channel[None] = Channel(1, overflow="drop_newest")
 
     async def __aenter__(self) -> Self:
+        home = current_home()
+        assert home is not None
+        self._time = home.time
         self._opened(self)
         try:
             self._member = await self._backend.join(self._membership)
@@ -251,7 +256,7 @@ class Subscription:
                 await self._fetch()
                 continue
             delivery, renew_at = self._ahead.popleft()
-            if current_time() >= renew_at:
+            if self._time() >= renew_at:
                 # It waited here for so long that its consumer would have too little time.
                 try:
                     if not await self._member.extend(delivery):
@@ -272,7 +277,7 @@ class Subscription:
     def _hold(self, message: Message) -> None:
         # At the end, so that they are in the order of their times.
         self._held.pop(message, None)
-        self._held[message] = current_time() + self.ack_deadline
+        self._held[message] = self._time() + self.ack_deadline
 
     def _drop(self, message: Message) -> None:
         if self._held.pop(message, None) is not None:
@@ -281,9 +286,9 @@ class Subscription:
     async def _wait_for_room(self) -> None:
         while len(self._held) >= self._max_in_flight and not self._end.closed:
             message, until = next(iter(self._held.items()))
-            await select(self._room, self._end, after(max(until - current_time(), 0.0)))
+            await select(self._room, self._end, after(max(until - self._time(), 0.0)))
             # If it was neither settled nor extended by then, it is somebody else's.
-            if self._held.get(message) == until <= current_time():
+            if self._held.get(message) == until <= self._time():
                 self._drop(message)
         if len(self._held) < self._max_in_flight:
             # Another task may wait for room, too.
@@ -296,7 +301,7 @@ class Subscription:
             self._scopes.add(scope)
             try:
                 fetched = await self._member.fetch(min(room, BATCH))
-                renew_at = current_time() + self.ack_deadline / 2
+                renew_at = self._time() + self.ack_deadline / 2
                 self._ahead.extend((delivery, renew_at) for delivery in fetched)
             finally:
                 self._scopes.discard(scope)

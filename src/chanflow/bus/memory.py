@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 
-from anyio import ClosedResourceError, EndOfStream, current_time
+from anyio import ClosedResourceError, EndOfStream
 from attrs import define, evolve, frozen
 
 from chanflow._channel import Channel
+from chanflow._park import current_home
 from chanflow._select import after, select
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
 
@@ -200,9 +201,13 @@ class MemoryBackend(Backend):
         self._retention = retention
         self._topics: dict[str, Topic] = {}
         self._numbers = count(1)
+        self.time: Callable[[], float]
 
     async def open(self) -> None:
-        """Nothing needs to be done."""
+        home = current_home()
+        assert home is not None
+        # The event loop's own clock, which is read several times for each message.
+        self.time = home.time
 
     async def aclose(self) -> None:
         # The messages stay with this object, but nobody may go on waiting.
@@ -215,7 +220,7 @@ class MemoryBackend(Backend):
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = Topic()
-        topic.forget(current_time())
+        topic.forget(self.time())
         return topic
 
     def add(self, content: Content, group: str | None = None) -> str:
@@ -226,8 +231,8 @@ class MemoryBackend(Backend):
 
     def settle(self, topic: Topic, group: GroupQueue, number: int) -> None:
         """Let one group have done with a message."""
-        topic.settle(number, group, current_time() + self._retention)
-        topic.forget(current_time())
+        topic.settle(number, group, self.time() + self._retention)
+        topic.forget(self.time())
 
     async def publish(self, content: Content) -> str:
         topic = self.topic(content.topic)
@@ -251,7 +256,7 @@ class MemoryBackend(Backend):
                 if membership.from_start and stored.group is None:
                     group.add(stored)
                 else:
-                    topic.give_up(number, current_time() + self._retention)
+                    topic.give_up(number, self.time() + self._retention)
         return MemoryMember(self, topic, group, membership)
 
     async def browse(self, topic: str, limit: int) -> list[Delivery]:
@@ -302,10 +307,10 @@ class MemoryMember(Member):
     async def fetch(self, max_items: int) -> list[Delivery]:
         group = self._group
         while True:
-            taken = group.take(max_items, self._lease, current_time())
+            taken = group.take(max_items, self._lease, self._backend.time())
             if taken:
                 return taken
-            wait = group.next_time() - current_time()
+            wait = group.next_time() - self._backend.time()
             try:
                 await select(group.news, after(max(wait, 0.0)))
             except BaseException:
@@ -324,13 +329,13 @@ class MemoryMember(Member):
         if entry is not None:
             entry.receipt = None
             entry.attempt -= not attempted
-            self._group.postpone(entry, current_time() + delay if delay else None)
+            self._group.postpone(entry, self._backend.time() + delay if delay else None)
         return entry is not None
 
     async def extend(self, delivery: Delivery) -> bool:
         entry = self._group.find(delivery)
         if entry is not None:
-            self._group.postpone(entry, current_time() + self._lease)
+            self._group.postpone(entry, self._backend.time() + self._lease)
         return entry is not None
 
     async def bury(self, delivery: Delivery, dead: Content) -> bool:

@@ -270,7 +270,7 @@ class TaskService:
                 self._tasks.start_soon(self._look_around)
         else:
             self._drained.set()
-        self._tasks.start_soon(self._sweep)
+        self._tasks.start_soon(self._sweep, self._now())
         return self
 
     async def __aexit__(
@@ -426,7 +426,10 @@ class TaskService:
                 record = await self.get(task_id)
                 if record.status.is_end:
                     return record
-                with move_on_after(POLL if self._store.shared else None):
+                if self._store.shared:
+                    with move_on_after(POLL):
+                        await ended.wait()
+                else:
                     await ended.wait()
             finally:
                 # Whoever waits for it has it.
@@ -720,15 +723,17 @@ class TaskService:
                     except (StorageError, LeaseLostError) as error:
                         logger.warning("the lease of %r could not be renewed: %s", message, error)
 
-    async def _sweep(self) -> None:
-        """Forget what has expired, and tell the workers once more of what nobody has come to."""
-        # A bus that kept nothing from before knows of none.
-        neglect = NEGLECT if self._bus.capabilities.durable else 0.0
+    async def _sweep(self, entered: float) -> None:
+        """Forget what has expired, and tell the workers once more of what nobody has come to.
+
+        A bus that kept nothing from before knows nothing of what was there when the service was entered.
+        """
+        since = entered - NEGLECT if self._bus.capabilities.durable else math.nextafter(entered, 0.0)
         while True:
             await self._protect(self._store.forget, self._now())
-            await self._protect(self._tell_neglected, self._now() - neglect)
+            await self._protect(self._tell_neglected, since)
             await sleep(SWEEP_INTERVAL)
-            neglect = NEGLECT
+            since = self._now() - NEGLECT
 
     async def _look_around(self) -> None:
         """Look in the store for what other processes were given, of which the bus can't tell; only while idle."""
