@@ -78,6 +78,7 @@ class Handler(Generic[P, R]):
         self.timeout: float | None = timeout
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
+        self._attempt: Attempt
         hints = hints_of(fn)
         self._progress: str | None = None
         fields: list[Any] = []
@@ -130,13 +131,16 @@ class Handler(Generic[P, R]):
         values = ((name, getattr(decoded, name)) for name in decoded.__struct_fields__)
         return {name: value for name, value in values if value is not msgspec.UNSET}
 
-    async def attempt(self, encoded: bytes, report: Report, limiter: CapacityLimiter) -> bytes:
+    def bind(self, limiter: CapacityLimiter) -> None:
+        """Get ready to be attempted; the limiter bounds the threads of plain functions."""
+        self._attempt = Attempt(by_name(self.fn), limiter, self.timeout)
+
+    async def attempt(self, encoded: bytes, report: Report) -> bytes:
         """Call the function with stored arguments, and give its result as it is stored.
 
         Args:
             encoded: the arguments.
             report: keeps what the function reports.
-            limiter: bounds the threads of plain functions.
 
         Raises:
             ArgumentError: the arguments were stored by another version, and don't fit.
@@ -147,7 +151,7 @@ class Handler(Generic[P, R]):
         arguments = self._decode(encoded)
         if self._progress is not None:
             arguments[self._progress] = Progress(report)
-        value = await Attempt(by_name(self.fn), limiter, self.timeout)(arguments)
+        value = await self._attempt(arguments)
         try:
             return msgspec.msgpack.encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:

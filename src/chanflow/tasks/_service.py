@@ -19,13 +19,13 @@ from anyio import (
     Event,
     Semaphore,
     create_task_group,
-    current_time,
     move_on_after,
     sleep,
 )
 from anyio.abc import TaskGroup
 from attrs import define, field
 
+from chanflow._park import current_home
 from chanflow._retry import Retry, check_seconds
 from chanflow._state import check_count
 from chanflow._storage import StorageError
@@ -174,14 +174,15 @@ class TaskService:
         # Messages whose tasks run, or wait for a slot.
         self._held: set[Message] = set()
         self._stopped: bool = False
+        # The event loop's, where nobody else reads the times; and what it has to be moved by.
+        self._clock: Callable[[], float] | None = None
         self._epoch: float = 0.0
-        self._limiter: CapacityLimiter
         self._slots: Semaphore
         self._drained: Event
 
     def _now(self) -> float:
         """Tell the time, in seconds since the epoch: by the machine's clock where other processes read it, too."""
-        return time.time() if self._store.shared else self._epoch + current_time()
+        return time.time() if self._clock is None else self._epoch + self._clock()
 
     # Registering
 
@@ -258,8 +259,13 @@ class TaskService:
             await self._store.aclose()
             raise
         self._stopped = False
-        self._epoch = time.time() - current_time()
-        self._limiter = CapacityLimiter(max(self._workers, 1))
+        home = current_home()
+        assert home is not None
+        self._clock = None if self._store.shared else home.time
+        self._epoch = time.time() - home.time()
+        limiter = CapacityLimiter(max(self._workers, 1))
+        for handler in self._handlers.values():
+            handler.bind(limiter)
         self._slots = Semaphore(self._workers)
         self._drained = Event()
         self._tasks = await create_task_group().__aenter__()
@@ -420,12 +426,13 @@ class TaskService:
         Cancellation:
             The task goes on.
         """
-        while True:
+        record = await self.get(task_id)
+        while not record.status.is_end:
             ended = self._waiting.setdefault(task_id, Event())
             try:
                 record = await self.get(task_id)
                 if record.status.is_end:
-                    return record
+                    break
                 if self._store.shared:
                     with move_on_after(POLL):
                         await ended.wait()
@@ -435,6 +442,7 @@ class TaskService:
                 # Whoever waits for it has it.
                 if not ended.statistics().tasks_waiting:
                     self._waiting.pop(task_id, None)
+        return record
 
     async def result(self, task_id: str) -> Any:
         """Wait for the end of a task, and give its result.
@@ -647,9 +655,7 @@ class TaskService:
             result: bytes | None = None
             with run.scope:
                 if not run.cancelled:
-                    result = await handler.attempt(
-                        record.arguments, partial(self._report, record.id, run), self._limiter
-                    )
+                    result = await handler.attempt(record.arguments, partial(self._report, record.id, run))
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
             await self._settle_failure(record, run, handler, error)
         except BaseException:
