@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.plan import ASYNCIO, BOTH, LOOPLESS, Entry, Workload
 
@@ -49,14 +50,13 @@ async def chanflow_sqlite(count: int) -> None:
 async def taskiq_memory(count: int) -> None:
     from taskiq import InMemoryBroker
 
-    broker = InMemoryBroker(max_stored_results=count + 1)
-
-    @broker.task
     async def work(number: int) -> int:
         return number
 
+    broker: Any = InMemoryBroker(max_stored_results=count + 1)
+    registered = broker.task(work)
     await broker.startup()
-    tasks = [await work.kiq(number) for number in range(count)]
+    tasks = [await registered.kiq(number) for number in range(count)]
     results = [await task.wait_result(check_interval=POLL) for task in tasks]
     assert [result.return_value for result in results] == list(range(count))
     await broker.shutdown()
