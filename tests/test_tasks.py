@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -860,6 +862,14 @@ async def test_a_store_that_cannot_be_opened() -> None:
 
 
 # Arguments
+
+
+def test_without_msgspec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing, and how to install it, is said."""
+    monkeypatch.delitem(sys.modules, "chanflow.tasks")
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    with pytest.raises(ModuleNotFoundError, match=whole("chanflow.tasks needs msgspec: pip install 'chanflow[tasks]'")):
+        import_module("chanflow.tasks")
 
 
 async def test_only_inside_of_its_block() -> None:

@@ -4,6 +4,12 @@
 It needs msgspec: `pip install 'chanflow[tasks]'`.
 """
 
+try:
+    import msgspec as _needed  # noqa: F401
+except ModuleNotFoundError as _error:
+    _message = f"chanflow.tasks needs {_error.name}: pip install 'chanflow[tasks]'"
+    raise ModuleNotFoundError(_message, name=_error.name) from None
+
 from chanflow.tasks._handler import ArgumentError, Handler, Progress, ResultError
 from chanflow.tasks._service import (
     IdempotencyError,
