@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from chanflow._state import check_count
 
-__all__ = ["Retry", "check_seconds"]
+__all__ = ["Retry", "check_seconds", "judge"]
 
 uniform = Random().uniform  # noqa: S311 -- not for security
 """Of our own generator, so that a program that seeds `random` stays reproducible."""
@@ -96,3 +96,14 @@ class Retry:
         except OverflowError:
             wait = self.max_delay if self.delay else 0.0
         return wait * (1 - uniform(0, self.jitter))
+
+
+def judge(retry: Retry, error: Exception, attempts: int) -> tuple[bool, Exception]:
+    """Tell whether to attempt again, and the error to tell of: that of a function that should have told, if it failed.
+
+    Called while the error is handled, which makes it the context of the other.
+    """
+    try:
+        return retry.wants(error, attempts), error
+    except Exception as broken:  # noqa: BLE001 -- it is as bad as the handler's
+        return False, broken

@@ -29,7 +29,7 @@ from chanflow._group import Failure, Result
 from chanflow._map import Feed, Mapping
 from chanflow._offload import Offload, is_async, run_in_thread
 from chanflow._park import Home, current_home, give_up
-from chanflow._retry import Retry, check_seconds
+from chanflow._retry import Retry, check_seconds, judge
 from chanflow._room import WaitingRoom
 from chanflow._state import check_count
 
@@ -539,10 +539,7 @@ class WorkerGroup(Generic[Job, R]):
         """Ask whether a job is worth another attempt; the second value is what it failed with if not."""
         if self._retry is None:
             return False, error
-        try:
-            return self._retry.wants(error, result._attempts), error
-        except Exception as predicate_error:  # noqa: BLE001 -- it is the job's from now on, with the first as context
-            return False, predicate_error
+        return judge(self._retry, error, result._attempts)
 
     async def _settle_failure(self, result: JobResult[R], error: Exception) -> bool:
         """Decide about a failed attempt; False if the worker should make another one."""

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from anyio import create_task_group
 
 from chanflow._attempt import Attempt
-from chanflow._retry import Retry
+from chanflow._retry import Retry, judge
 from chanflow._storage import StorageError
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
 
@@ -60,10 +60,7 @@ async def settle_failure(message: Message, error: Exception, retry: Retry) -> No
     if message.settled:
         logger.error("the handler of %r failed after it had settled it", message, exc_info=error)
         return
-    try:
-        again = retry.wants(error, message.attempt)
-    except Exception as broken:  # noqa: BLE001 -- it is as bad as the handler's
-        broken.__context__, error, again = error, broken, False
+    again, error = judge(retry, error, message.attempt)
     if again:
         delay = retry.backoff(message.attempt)
         logger.warning("%r failed, and comes again in %.3g s", message, delay, exc_info=error)

@@ -26,7 +26,7 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from chanflow._park import current_home
-from chanflow._retry import Retry, check_seconds
+from chanflow._retry import Retry, check_seconds, judge
 from chanflow._state import check_count
 from chanflow._storage import StorageError
 from chanflow.bus import Bus, LeaseLostError, Message, Subscription, connect
@@ -676,10 +676,7 @@ class TaskService:
             del self._runs[record.id]
 
     async def _settle_failure(self, record: TaskRecord, run: Run, handler: Handler[..., Any], error: Exception) -> None:
-        try:
-            again = handler.retry.wants(error, record.attempts)
-        except Exception as broken:  # noqa: BLE001 -- it is as bad as the handler's
-            broken.__context__, error, again = error, broken, False
+        again, error = judge(handler.retry, error, record.attempts)
         told = type(error).__name__, str(error)
         if again and not run.cancelled:
             delay = handler.retry.backoff(record.attempts)
