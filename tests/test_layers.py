@@ -23,7 +23,7 @@ TIERS = [
     {"_map"},
     {"_workers", "_storage"},
     {"chanflow"},
-    {"bus.backend"},
+    {"bus.backend", "bus._signal"},
     {"bus._subscription", "bus.memory", "bus.sqlite"},
     {"bus._consume"},
     {"bus._bus"},

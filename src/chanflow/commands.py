@@ -108,11 +108,15 @@ def cancel(context: click.Context, task_id: str) -> None:
 @click.pass_context
 def retry(context: click.Context, task_id: str) -> None:
     """Run a task again that failed or was cancelled."""
-    before = ask(context, lambda service: service.get(task_id))
-    if before.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
-        msg = f"only a task that failed or was cancelled can be retried; {task_id} is {before.status.value}"
-        raise CommandError(msg)
-    click.echo(ask(context, lambda service: service.retry(task_id)).status.value)
+
+    async def retry(service: TaskService) -> TaskRecord:
+        before = await service.get(task_id)
+        if before.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
+            msg = f"only a task that failed or was cancelled can be retried; {task_id} is {before.status.value}"
+            raise CommandError(msg)
+        return await service.retry(task_id)
+
+    click.echo(ask(context, retry).status.value)
 
 
 def moment(seconds: float) -> str:

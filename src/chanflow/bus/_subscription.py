@@ -14,6 +14,7 @@ from chanflow._channel import Channel
 from chanflow._park import current_home
 from chanflow._select import after, select
 from chanflow._storage import StorageError
+from chanflow.bus._signal import signal
 from chanflow.bus.backend import Backend, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["LeaseLostError", "Message", "Subscription"]
@@ -207,7 +208,7 @@ class Subscription:
         self._ahead: deque[tuple[Delivery, float]] = deque()
         # Handed out and not settled; each with the time at which its lease ends.
         self._held: dict[Message, float] = {}
-        self._room: Channel[None] = Channel(1, overflow="drop_newest")
+        self._room: Channel[None] = signal()
 
     async def __aenter__(self) -> Self:
         home = current_home()

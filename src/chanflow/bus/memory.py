@@ -20,14 +20,10 @@ from attrs import define, evolve, frozen
 from chanflow._channel import Channel
 from chanflow._park import current_home
 from chanflow._select import after, select
+from chanflow.bus._signal import signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
 
 __all__ = ["MemoryBackend"]
-
-
-def signal() -> Channel[None]:
-    """Make what wakes one waiter, or the next that comes; whoever has nothing to do with it passes it on."""
-    return Channel(1, overflow="drop_newest")
 
 
 @frozen(eq=False)

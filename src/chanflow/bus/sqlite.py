@@ -13,6 +13,7 @@ from attrs import asdict, evolve
 from chanflow._channel import Channel
 from chanflow._select import after, select
 from chanflow._storage import Connection, Database
+from chanflow.bus._signal import signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["SqliteBackend"]
@@ -62,11 +63,6 @@ WHERE d.group_id = ? AND d.due <= ? AND (d.key IS NULL OR NOT EXISTS (
 ORDER BY d.message_id LIMIT ?
 """
 HELD = "group_id = ? AND message_id = ? AND receipt = ?"
-
-
-def signal() -> Channel[None]:
-    """Make what wakes one waiter, or the next that comes."""
-    return Channel(1, overflow="drop_newest")
 
 
 class SqliteBackend(Backend):
