@@ -13,7 +13,7 @@ from attrs import evolve
 from chanflow.tasks import Change, Store, TaskRecord, TaskStatus
 from chanflow.tasks.conformance import StoreConformance
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.virtual_time import VirtualTimeLoop
+from tests.virtual_time import passes
 
 CONFORMANCE = sorted(name for name, _ in getmembers(StoreConformance, isfunction) if name.startswith("test_"))
 # These skip a store in memory; below, they get one that says that it is more.
@@ -119,28 +119,16 @@ class NeglectsTheNeglected(MemoryStore):
 BROKEN = [kind for kind in MemoryStore.__subclasses__() if kind.__module__ == __name__]
 
 
-def passes(name: str, open_store: Callable[[], Store]) -> bool:
+def conforms(name: str, open_store: Callable[[], Store], **how: Any) -> bool:
     """Run one conformance test."""
-
-    async def run() -> None:
-        async with asyncio.timeout(1000):
-            await getattr(StoreConformance(), name)(open_store)
-
-    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-        try:
-            runner.run(run())
-        except KeyboardInterrupt:
-            raise
-        except BaseException:  # noqa: BLE001 -- pytest's own outcomes are no Exceptions
-            return False
-    return True
+    return passes(getattr(StoreConformance(), name)(open_store), **how)
 
 
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, set[str]]:
     """Give the tests that each broken store fails."""
     return {
-        kind.__name__: {name for name in CONFORMANCE if name not in BEYOND and not passes(name, kind)}
+        kind.__name__: {name for name in CONFORMANCE if name not in BEYOND and not conforms(name, kind)}
         for kind in [MemoryStore, *BROKEN]
     }
 
@@ -167,5 +155,5 @@ def test_a_store_that_says_too_much_of_itself_is_found_out(name: str) -> None:
         shared = True
 
     one = Boastful()
-    assert not passes(name, Boastful)
-    assert passes(name, lambda: one)
+    assert not conforms(name, Boastful)
+    assert conforms(name, lambda: one)

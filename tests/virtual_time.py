@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 
@@ -33,3 +34,25 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._virtual.elapsed
+
+
+def passes(
+    test: Coroutine[Any, Any, None],
+    *,
+    seconds: float = 1000.0,
+    loop_factory: Callable[[], Any] | None = VirtualTimeLoop,
+) -> bool:
+    """Run a test by hand, for so long at most, and tell whether it passed."""
+
+    async def run() -> None:
+        async with asyncio.timeout(seconds):
+            await test
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        try:
+            runner.run(run())
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 -- pytest's own outcomes are no Exceptions
+            return False
+    return True
