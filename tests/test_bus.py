@@ -587,3 +587,33 @@ async def test_replaying_what_somebody_holds() -> None:
                 message = await anext(messages)
                 assert message.body == body
                 await message.ack()
+
+
+@pytest.mark.parametrize("operation", ["publish", "fetch"])
+async def test_whoever_never_waits_lets_others_run(operation: str) -> None:
+    """A loop over what is there at once does not keep the event loop to itself, and can be cancelled."""
+    async with memory() as bus:
+        if operation == "fetch":
+            for _ in range(5000):
+                await bus.publish("topic", b"")
+        taken = 0
+
+        async def publish() -> None:
+            nonlocal taken
+            while True:
+                await bus.publish("topic", b"")
+                taken += 1
+
+        async def fetch() -> None:
+            nonlocal taken
+            async with bus.subscribe("topic", group="group") as messages:
+                async for message in messages:
+                    await message.ack()
+                    taken += 1
+
+        async with create_task_group() as tasks:
+            tasks.start_soon({"publish": publish, "fetch": fetch}[operation])
+            for _ in range(5):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert 0 < taken < 5000

@@ -16,14 +16,14 @@ SOURCE = Path(chanflow.__file__).parent
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
     {"_park", "_offload", "_room"},
-    {"_state"},
+    {"_state", "_signal"},
     {"_retry", "_attempt"},
     {"_channel"},
     {"_select", "_group", "_threads"},
     {"_map"},
     {"_workers", "_storage"},
     {"chanflow"},
-    {"bus.backend", "bus._signal"},
+    {"bus.backend"},
     {"bus._subscription", "bus.memory", "bus.sqlite"},
     {"bus._consume"},
     {"bus._bus"},

@@ -8,7 +8,7 @@ from inspect import getmembers, isfunction
 from typing import Any
 
 import pytest
-from attrs import evolve
+from msgspec.structs import replace
 
 from chanflow.tasks import Change, Store, TaskRecord, TaskStatus
 from chanflow.tasks.conformance import StoreConformance
@@ -22,7 +22,7 @@ BEYOND = {"test_what_outlives_the_store", "test_two_connections_see_the_same"}
 
 class LosesFields(MemoryStore):
     async def create(self, record: TaskRecord) -> TaskRecord:
-        return await super().create(evolve(record, progress=None))
+        return await super().create(replace(record, progress=None))
 
 
 class LosesChanges(MemoryStore):
@@ -52,7 +52,7 @@ class NeverEndsLeases(MemoryStore):
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
         record = self._records.get(task_id)
         if record is not None and record.lease_until is not None:
-            self._records[task_id] = evolve(record, lease_until=float("inf"))
+            self._records[task_id] = replace(record, lease_until=float("inf"))
         return await super().change(task_id, change)
 
 
@@ -60,13 +60,13 @@ class CannotCancel(MemoryStore):
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
         changed = await super().change(task_id, change)
         if changed is not None and changed.status is TaskStatus.CANCELLED:
-            self._records[task_id] = evolve(changed, status=TaskStatus.FAILED)
+            self._records[task_id] = replace(changed, status=TaskStatus.FAILED)
         return self._records.get(task_id) if changed is not None else None
 
 
 class NoKeys(MemoryStore):
     async def create(self, record: TaskRecord) -> TaskRecord:
-        await super().create(evolve(record, idempotency_key=None))
+        await super().create(replace(record, idempotency_key=None))
         return record
 
 

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -26,6 +27,7 @@ from anyio import (
     sleep,
     wait_all_tasks_blocked,
 )
+from msgspec.structs import replace
 
 from chanflow import Retry
 from chanflow.bus import StorageError, connect
@@ -153,6 +155,27 @@ async def test_plain_functions_run_in_threads() -> None:
 
     async with serving(join) as service:
         assert await service.result(await service.submit("join", words=["a", "b"])) == "a b"
+
+
+@pytest.mark.parametrize("timeout", [None, 10.0])
+async def test_each_attempt_has_its_own_context(timeout: float | None) -> None:
+    """What a handler sets in a context variable, the next task of the same worker doesn't see."""
+    seen: ContextVar[int] = ContextVar("seen", default=0)
+
+    async def look(number: int) -> int:
+        before = seen.get()
+        seen.set(number)
+        await sleep(1.0)
+        assert seen.get() == number
+        return before
+
+    service = TaskService(workers=1)
+    handler = service.task(timeout=timeout)(look)
+    seen.set(-1)
+    async with service:
+        ids = [await service.submit(handler, number=number) for number in (1, 2, 3)]
+        assert [await service.result(task_id) for task_id in ids] == [-1, -1, -1]
+    assert seen.get() == -1
 
 
 async def test_progress() -> None:
@@ -344,7 +367,7 @@ async def test_cancellation_asked_for_elsewhere() -> None:
     async with serving(endless, store=store) as service:
         task_id = await service.submit("endless")
         await wait_all_tasks_blocked()
-        await store.change(task_id, lambda record: attrs.evolve(record, cancel_requested=True))
+        await store.change(task_id, lambda record: replace(record, cancel_requested=True))
         with fail_after(2.0):
             assert (await service.wait(task_id)).status is TaskStatus.CANCELLED
 
@@ -356,7 +379,7 @@ async def test_cancellation_asked_for_while_its_worker_died() -> None:
         task_id = await front.submit("double")
         await store.change(
             task_id,
-            lambda record: attrs.evolve(
+            lambda record: replace(
                 record,
                 status=TaskStatus.RUNNING,
                 worker="dead",
@@ -382,12 +405,12 @@ async def test_a_lost_task_that_ends_meanwhile_changes_nothing() -> None:
     async with serving(wait, store=store) as service:
         task_id = await service.submit("wait")
         await wait_all_tasks_blocked()
-        await store.change(task_id, lambda record: attrs.evolve(record, worker="another"))
+        await store.change(task_id, lambda record: replace(record, worker="another"))
         go_on.set()
         await sleep(0.1)
         record = await service.get(task_id)
         assert (record.status, record.worker, record.result) == (TaskStatus.RUNNING, "another", None)
-        await store.change(task_id, lambda record: attrs.evolve(record, status=TaskStatus.FAILED))
+        await store.change(task_id, lambda record: replace(record, status=TaskStatus.FAILED))
 
 
 async def test_a_task_that_ends_while_its_lease_is_renewed() -> None:
@@ -420,12 +443,12 @@ async def test_a_lost_task_is_left_to_the_other(caplog: pytest.LogCaptureFixture
     async with serving(endless, store=store) as service:
         task_id = await service.submit("endless")
         await wait_all_tasks_blocked()
-        await store.change(task_id, lambda record: attrs.evolve(record, worker="another"))
+        await store.change(task_id, lambda record: replace(record, worker="another"))
         await sleep(2.0)
         record = await service.get(task_id)
         assert (record.status, record.worker) == (TaskStatus.RUNNING, "another")
         assert "took its worker too long to renew its lease" in caplog.text
-        await store.change(task_id, lambda record: attrs.evolve(record, status=TaskStatus.FAILED))
+        await store.change(task_id, lambda record: replace(record, status=TaskStatus.FAILED))
 
 
 async def test_running_a_failed_task_again() -> None:
@@ -588,6 +611,34 @@ async def test_an_error_or_a_cancellation_stops_at_once(how: str) -> None:
     assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
 
 
+async def test_putting_back_takes_a_while() -> None:
+    """A service that is cut off keeps its place in the bus until what ran is put back."""
+    store, backend = MemoryStore(), MemoryBackend(max_pending=math.inf, retention=0.0)
+    change = store.change
+
+    async def slow_change(task_id: str, operation: Any) -> TaskRecord | None:
+        if cut_off:
+            await sleep(1.0)
+        return await change(task_id, operation)
+
+    store.change = slow_change  # type: ignore[method-assign]
+    cut_off = False
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    with move_on_after(5.0):
+        async with serving(endless, store=store, bus=connect(backend)) as service:
+            await service.submit("endless")
+            await wait_all_tasks_blocked()
+            cut_off = True
+            await sleep(math.inf)
+    [record] = store._records.values()
+    assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+    [entry] = backend.topic("tasks.endless").groups["workers"].entries.values()
+    assert (entry.attempt, entry.due) == (1, None)
+
+
 async def test_a_service_that_only_submits() -> None:
     """Without workers, tasks wait in the store for another service on the same bus and store."""
     backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
@@ -653,6 +704,29 @@ async def test_stopping_while_it_begins() -> None:
     with fail_after(10.0):
         async with serving(double, bus=connect(Faulty(join=slow))):
             await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("store", ["memory", "shared memory"])
+async def test_waiting_for_a_task_while_the_service_closes(store: str) -> None:
+    """Whoever waits for the end of a task that won't come any more is told so."""
+    kept = MemoryStore()
+    kept.shared = store == "shared memory"
+    service = TaskService(store=kept)
+    service.task(double)
+
+    async def wait(task_id: str) -> None:
+        with pytest.raises(
+            ClosedResourceError, match=whole("the task service is closed, or its block was not entered")
+        ):
+            await service.result(task_id)
+
+    with fail_after(10.0):
+        async with create_task_group() as tasks, service:
+            task_id = await service.submit("double", delay=100.0)
+            tasks.start_soon(wait, task_id)
+            tasks.start_soon(wait, task_id)
+            await wait_all_tasks_blocked()
+    assert not service._watches
 
 
 async def test_stopping_while_a_task_waits_for_its_turn() -> None:

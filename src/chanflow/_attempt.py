@@ -1,9 +1,11 @@
-"""Call a handler once: on the event loop, or in a thread for a plain function, and within a timeout."""
+"""Call a handler once: in a context of its own, on the event loop or in a thread, and within a timeout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
 from inspect import iscoroutine
+from types import coroutine
 from typing import Any
 
 from anyio import CapacityLimiter, move_on_after
@@ -38,10 +40,10 @@ class Attempt:
             Exception: what the handler raised.
         """
         if self._is_async and self._timeout is None:
-            return await self._handler(argument)
+            return await drive(self._handler(argument), copy_context())
         if self._is_async:
             with move_on_after(self._timeout) as scope:
-                return await self._handler(argument)
+                return await drive(self._handler(argument), copy_context())
             # Reached only when the scope was left by its own deadline.
             assert scope.cancelled_caught
             msg = f"the handler took longer than {self._timeout} s"
@@ -54,3 +56,23 @@ class Attempt:
             msg = f"the handler gave a coroutine that nobody awaits: make it an async function: {self._handler!r}"
             raise TypeError(msg)
         return value
+
+
+@coroutine
+def drive(handling: Coroutine[Any, Any, Any], context: Context) -> Generator[Any, Any, Any]:
+    """Await a coroutine in a context: what it sets there, the next one of the same worker doesn't see."""
+    run = context.run
+    try:
+        waits_for = run(handling.send, None)
+        while True:
+            try:
+                value = yield waits_for
+            except GeneratorExit:
+                run(handling.close)
+                raise
+            except BaseException as error:  # noqa: BLE001 -- it is passed on
+                waits_for = run(handling.throw, error)
+            else:
+                waits_for = run(handling.send, value)
+    except StopIteration as end:
+        return end.value

@@ -35,6 +35,7 @@ __all__ = [
     "Waiter",
     "current_home",
     "give_up",
+    "running_home",
     "set_checkpoint_interval",
 ]
 
@@ -120,6 +121,11 @@ class Home(ABC):
     @abstractmethod
     async def checkpoint(self) -> None:
         """Yield to the event loop, letting a pending cancellation in."""
+
+    async def operate(self) -> None:
+        """Take an operation from the budget, yielding to the event loop when it is used up."""
+        if next(self.turns, None) is not self.loop:
+            await self.checkpoint()
 
     @abstractmethod
     async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
@@ -451,6 +457,13 @@ class Recent(threading.local):
 
 
 recent = Recent()
+
+
+def running_home() -> Home:
+    """Find the home of a coroutine that runs."""
+    home = current_home()
+    assert home is not None
+    return home
 
 
 def current_home() -> Home | None:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, Event
 
 from chanflow._channel import Channel
-from chanflow._park import Home, current_home
+from chanflow._park import Home, running_home
 from chanflow._threads import ThreadChannel
 
 __all__ = ["Database", "StorageError"]
@@ -74,8 +74,7 @@ class Database:
         Raises:
             StorageError: it can't be opened, or is no SQLite file.
         """
-        home = current_home()
-        assert home is not None
+        home = running_home()
         database = databases.get((path, home))
         if database is None:
             database = databases[path, home] = cls(path, home)

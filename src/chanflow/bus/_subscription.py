@@ -10,11 +10,9 @@ from typing import Self
 
 from anyio import CancelScope, move_on_after, sleep
 
-from chanflow._channel import Channel
-from chanflow._park import current_home
-from chanflow._select import after, select
+from chanflow._park import Home, running_home
+from chanflow._signal import Signal
 from chanflow._storage import StorageError
-from chanflow.bus._signal import signal
 from chanflow.bus.backend import Backend, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["LeaseLostError", "Message", "Subscription"]
@@ -200,20 +198,17 @@ class Subscription:
         self._opened: Callable[[Subscription], object] = opened
         self._closed: Callable[[Subscription], object] = closed
         self._member: Member
-        self._time: Callable[[], float]
-        # Closed when the iteration is to end.
-        self._end: Channel[None] = Channel()
+        self._home: Home
+        self._ended: bool = False
         self._scopes: set[CancelScope] = set()
         # Fetched, but not handed out yet; each with the time at which its lease has to be renewed for that.
         self._ahead: deque[tuple[Delivery, float]] = deque()
         # Handed out and not settled; each with the time at which its lease ends.
         self._held: dict[Message, float] = {}
-        self._room: Channel[None] = signal()
+        self._room: Signal = Signal()
 
     async def __aenter__(self) -> Self:
-        home = current_home()
-        assert home is not None
-        self._time = home.time
+        self._home = running_home()
         self._opened(self)
         try:
             self._member = await self._backend.join(self._membership)
@@ -249,15 +244,17 @@ class Subscription:
         Cancellation:
             A cancelled call took nothing.
         """
+        await self._home.operate()
         while True:
-            await self._wait_for_room()
-            if self._end.closed:
+            if len(self._held) >= self._max_in_flight:
+                await self._wait_for_room()
+            if self._ended:
                 raise StopAsyncIteration
             if not self._ahead:
                 await self._fetch()
                 continue
             delivery, renew_at = self._ahead.popleft()
-            if self._time() >= renew_at:
+            if self._home.time() >= renew_at:
                 # It waited here for so long that its consumer would have too little time.
                 try:
                     if not await self._member.extend(delivery):
@@ -265,7 +262,7 @@ class Subscription:
                 except BaseException:
                     self._ahead.appendleft((delivery, renew_at))
                     raise
-                if self._end.closed:
+                if self._ended:
                     self._ahead.appendleft((delivery, renew_at))
                     continue
             message = Message(self, delivery)
@@ -278,22 +275,22 @@ class Subscription:
     def _hold(self, message: Message) -> None:
         # At the end, so that they are in the order of their times.
         self._held.pop(message, None)
-        self._held[message] = self._time() + self.ack_deadline
+        self._held[message] = self._home.time() + self.ack_deadline
 
     def _drop(self, message: Message) -> None:
         if self._held.pop(message, None) is not None:
-            self._room.send_nowait(None)
+            self._room.send()
 
     async def _wait_for_room(self) -> None:
-        while len(self._held) >= self._max_in_flight and not self._end.closed:
+        while len(self._held) >= self._max_in_flight and not self._ended:
             message, until = next(iter(self._held.items()))
-            await select(self._room, self._end, after(max(until - self._time(), 0.0)))
+            await self._room.wait(self._home, until)
             # If it was neither settled nor extended by then, it is somebody else's.
-            if self._held.get(message) == until <= self._time():
+            if self._held.get(message) == until <= self._home.time():
                 self._drop(message)
         if len(self._held) < self._max_in_flight:
             # Another task may wait for room, too.
-            self._room.send_nowait(None)
+            self._room.send()
 
     async def _fetch(self) -> None:
         """Fetch what there is room for, until the end."""
@@ -302,14 +299,15 @@ class Subscription:
             self._scopes.add(scope)
             try:
                 fetched = await self._member.fetch(min(room, BATCH))
-                renew_at = self._time() + self.ack_deadline / 2
+                renew_at = self._home.time() + self.ack_deadline / 2
                 self._ahead.extend((delivery, renew_at) for delivery in fetched)
             finally:
                 self._scopes.discard(scope)
 
     def stop(self) -> None:
         """End the iteration, for all who wait in it; what is held can still be settled."""
-        self._end.close()
+        self._ended = True
+        self._room.send_all()
         for scope in self._scopes:
             scope.cancel()
 

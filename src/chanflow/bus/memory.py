@@ -7,20 +7,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 
-from anyio import ClosedResourceError, EndOfStream
+from anyio import ClosedResourceError
 from attrs import define, evolve, frozen
 
-from chanflow._channel import Channel
-from chanflow._park import current_home
-from chanflow._select import after, select
-from chanflow.bus._signal import signal
+from chanflow._park import Home, running_home
+from chanflow._signal import Signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
 
 __all__ = ["MemoryBackend"]
@@ -54,7 +51,7 @@ class GroupQueue:
 
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
-        self.news: Channel[None] = signal()
+        self.news: Signal = Signal()
         self._ready: list[int] = []
         # A time and the entry that it is for, unless that has another time by now.
         self._times: list[tuple[float, int]] = []
@@ -91,12 +88,12 @@ class GroupQueue:
                 taken.append(deliver(entry.stored, entry.attempt, entry.receipt))
         if taken:
             # Somebody else has to watch what is left, and whether the leases run out.
-            self.news.send_nowait(None)
+            self.news.send()
         return taken
 
-    def next_time(self) -> float:
+    def next_time(self) -> float | None:
         """Tell when the next entry becomes ready by itself."""
-        return self._times[0][0] if self._times else math.inf
+        return self._times[0][0] if self._times else None
 
     def find(self, delivery: Delivery) -> Entry | None:
         """Find the entry of a delivery, unless another delivery came after it."""
@@ -122,7 +119,7 @@ class GroupQueue:
             self._make_ready(entry.stored.number)
         else:
             self._set_due(entry, due)
-            self.news.send_nowait(None)
+            self.news.send()
 
     def _set_due(self, entry: Entry, due: float) -> None:
         entry.due = due
@@ -130,7 +127,7 @@ class GroupQueue:
 
     def _make_ready(self, number: int) -> None:
         heappush(self._ready, number)
-        self.news.send_nowait(None)
+        self.news.send()
 
 
 class Topic:
@@ -139,13 +136,16 @@ class Topic:
     def __init__(self) -> None:
         self.log: dict[int, Stored] = {}
         self.groups: dict[str, GroupQueue] = {}
-        self.room: Channel[None] = signal()
+        self.room: Signal = Signal()
         # Messages that every group has settled, and when they may be forgotten.
         self._settled: deque[tuple[float, int]] = deque()
 
-    def backlog(self) -> int:
-        """Count what the group that is furthest behind has not settled."""
-        return max((len(group.entries) for group in self.groups.values()), default=len(self.log))
+    def is_full(self, most: float) -> bool:
+        """Tell whether a group has so many messages to settle, or all do that will come."""
+        for group in self.groups.values():
+            if len(group.entries) >= most:
+                return True
+        return not self.groups and len(self.log) >= most
 
     def add(self, stored: Stored) -> None:
         """Take a message in."""
@@ -157,7 +157,7 @@ class Topic:
     def settle(self, number: int, group: GroupQueue, forget_at: float) -> None:
         """Let one group have done with a message."""
         group.settle(number)
-        self.room.send_nowait(None)
+        self.room.send()
         self.give_up(number, forget_at)
 
     def give_up(self, number: int, forget_at: float) -> None:
@@ -175,7 +175,10 @@ class Topic:
 
     def needs(self, number: int) -> bool:
         """Tell whether a group has not settled a message."""
-        return any(number in group.entries for group in self.groups.values())
+        for group in self.groups.values():  # noqa: SIM110 -- twice for each message, and a generator takes longer
+            if number in group.entries:
+                return True
+        return False
 
     def remove(self, number: int) -> None:
         """Take a message out, whoever has it."""
@@ -183,7 +186,7 @@ class Topic:
         for group in self.groups.values():
             if number in group.entries:
                 group.settle(number)
-        self.room.send_nowait(None)
+        self.room.send()
 
 
 class MemoryBackend(Backend):
@@ -197,26 +200,30 @@ class MemoryBackend(Backend):
         self._retention = retention
         self._topics: dict[str, Topic] = {}
         self._numbers = count(1)
-        self.time: Callable[[], float]
+        self._open = False
+        self.home: Home
 
     async def open(self) -> None:
-        home = current_home()
-        assert home is not None
-        # The event loop's own clock, which is read several times for each message.
-        self.time = home.time
+        self.home = running_home()
+        self._open = True
 
     async def aclose(self) -> None:
         # The messages stay with this object, but nobody may go on waiting.
+        self._open = False
         for topic in self._topics.values():
-            topic.room.close()
-            topic.room = signal()
+            topic.room.send_all()
+
+    def time(self) -> float:
+        """Read the event loop's own clock."""
+        return self.home.time()
 
     def topic(self, name: str) -> Topic:
         """Find a topic, which is made if it is new."""
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = Topic()
-        topic.forget(self.time())
+        else:
+            topic.forget(self.time())
         return topic
 
     def add(self, content: Content, group: str | None = None) -> str:
@@ -227,20 +234,23 @@ class MemoryBackend(Backend):
 
     def settle(self, topic: Topic, group: GroupQueue, number: int) -> None:
         """Let one group have done with a message."""
-        topic.settle(number, group, self.time() + self._retention)
-        topic.forget(self.time())
+        now = self.time()
+        topic.settle(number, group, now + self._retention)
+        topic.forget(now)
 
     async def publish(self, content: Content) -> str:
+        await self.home.operate()
         topic = self.topic(content.topic)
-        while topic.backlog() >= self._max_pending:
-            try:
-                await topic.room.receive()
-            except EndOfStream:
+        if not topic.is_full(self._max_pending):
+            return self.add(content)
+        while topic.is_full(self._max_pending):
+            await topic.room.wait(self.home)
+            if not self._open:
                 msg = "the bus was closed while waiting for room"
-                raise ClosedResourceError(msg) from None
+                raise ClosedResourceError(msg)
         published = self.add(content)
-        if topic.backlog() < self._max_pending:
-            topic.room.send_nowait(None)
+        if not topic.is_full(self._max_pending):
+            topic.room.send()
         return published
 
     async def join(self, membership: Membership) -> Member:
@@ -301,18 +311,15 @@ class MemoryMember(Member):
         self._lease = membership.ack_deadline
 
     async def fetch(self, max_items: int) -> list[Delivery]:
-        group = self._group
-        while True:
-            taken = group.take(max_items, self._lease, self._backend.time())
-            if taken:
-                return taken
-            wait = group.next_time() - self._backend.time()
+        home, group = self._backend.home, self._group
+        while not (taken := group.take(max_items, self._lease, self._backend.time())):
             try:
-                await select(group.news, after(max(wait, 0.0)))
+                await group.news.wait(home, group.next_time())
             except BaseException:
                 # Whoever leaves lets another one watch the time.
-                group.news.send_nowait(None)
+                group.news.send()
                 raise
+        return taken
 
     async def ack(self, delivery: Delivery) -> bool:
         entry = self._group.find(delivery)

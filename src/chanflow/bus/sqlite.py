@@ -10,10 +10,9 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from chanflow._channel import Channel
-from chanflow._select import after, select
+from chanflow._park import Home, running_home
+from chanflow._signal import Signal
 from chanflow._storage import Connection, Database
-from chanflow.bus._signal import signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["SqliteBackend"]
@@ -79,9 +78,11 @@ class SqliteBackend(Backend):
         self._max_pending = max_pending
         self._retention = retention
         # Who in this process waits for news of a topic, or for room in it.
-        self._listeners: dict[str, set[Channel[None]]] = {}
+        self._listeners: dict[str, set[Signal]] = {}
+        self.home: Home
 
     async def open(self) -> None:
+        self.home = running_home()
         self._database = await Database.open(self._path, SCHEMA)
 
     async def aclose(self) -> None:
@@ -90,13 +91,13 @@ class SqliteBackend(Backend):
     def tell(self, topic: str) -> None:
         """Wake those who wait for something to happen in a topic."""
         for listener in self._listeners.get(topic, ()):
-            listener.send_nowait(None)
+            listener.send()
 
-    def listen(self, topic: str, listener: Channel[None]) -> None:
+    def listen(self, topic: str, listener: Signal) -> None:
         """Let somebody be woken."""
         self._listeners.setdefault(topic, set()).add(listener)
 
-    def leave(self, topic: str, listener: Channel[None]) -> None:
+    def leave(self, topic: str, listener: Signal) -> None:
         """Wake somebody no more."""
         listeners = self._listeners[topic]
         listeners.discard(listener)
@@ -109,11 +110,11 @@ class SqliteBackend(Backend):
 
         number = await self._database.run(publish)
         if number is None:
-            room = signal()
+            room = Signal()
             self.listen(content.topic, room)
             try:
                 while number is None:
-                    await select(room, after(POLL))
+                    await room.wait(self.home, self.home.time() + POLL)
                     number = await self._database.run(publish)
             finally:
                 self.leave(content.topic, room)
@@ -293,7 +294,7 @@ class SqliteMember(Member):
         def give_back(leased: tuple[list[Delivery], float | None]) -> Any:
             return lambda connection: [self._postpone(connection, each, 0.0, -1) for each in leased[0]]
 
-        news = signal()
+        home, news = self._backend.home, Signal()
         self._backend.listen(self._topic, news)
         try:
             while True:
@@ -301,7 +302,7 @@ class SqliteMember(Member):
                 if deliveries:
                     return deliveries
                 wait = POLL if due is None else min(max(due - time.time(), 0.0), POLL)
-                await select(news, after(wait))
+                await news.wait(home, home.time() + wait)
         finally:
             self._backend.leave(self._topic, news)
 

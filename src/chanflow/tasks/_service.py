@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import count
 from secrets import token_hex
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
@@ -17,7 +18,6 @@ from anyio import (
     CapacityLimiter,
     ClosedResourceError,
     Event,
-    Semaphore,
     create_task_group,
     move_on_after,
     sleep,
@@ -25,8 +25,10 @@ from anyio import (
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from chanflow._park import current_home
+from chanflow._channel import Channel
+from chanflow._park import Home, running_home
 from chanflow._retry import Retry, check_seconds, judge
+from chanflow._signal import Signal
 from chanflow._state import check_count
 from chanflow._storage import StorageError
 from chanflow.bus import Bus, LeaseLostError, Message, Subscription, connect
@@ -122,6 +124,29 @@ class Run:
     """Whether its cancellation was asked for."""
 
 
+@define(eq=False)
+class Intake:
+    """One handler's messages, as they come in."""
+
+    handler: Handler[Any, Any]
+    messages: Subscription
+    held: set[Message] = field(factory=set[Message])
+    """Those whose tasks run, or wait for a worker."""
+    idle: Signal = field(factory=Signal)
+    """That none is held any more."""
+
+
+class Watch(Signal):
+    """Those who wait here for the end of a task."""
+
+    __slots__ = ("ended", "watchers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.watchers: int = 0
+        self.ended: TaskRecord | None = None
+
+
 def topic_of(name: str) -> str:
     """Name the topic of a handler's tasks."""
     return TOPIC + name
@@ -169,20 +194,21 @@ class TaskService:
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._tasks: TaskGroup | None = None
         self._runs: dict[str, Run] = {}
-        self._waiting: dict[str, Event] = {}
-        self._subscriptions: set[Subscription] = set()
-        # Messages whose tasks run, or wait for a slot.
-        self._held: set[Message] = set()
+        self._watches: dict[str, Watch] = {}
+        self._intakes: set[Intake] = set()
         self._stopped: bool = False
-        # The event loop's, where nobody else reads the times; and what it has to be moved by.
-        self._clock: Callable[[], float] | None = None
+        self._home: Home
+        # What the event loop's clock has to be moved by.
         self._epoch: float = 0.0
-        self._slots: Semaphore
+        # What tells the runs from one another, in all processes.
+        self._run_ids: Iterator[str]
+        # From the takers to the workers.
+        self._taken: Channel[tuple[Message, Intake]]
         self._drained: Event
 
     def _now(self) -> float:
         """Tell the time, in seconds since the epoch: by the machine's clock where other processes read it, too."""
-        return time.time() if self._clock is None else self._epoch + self._clock()
+        return time.time() if self._store.shared else self._epoch + self._home.time()
 
     # Registering
 
@@ -259,14 +285,14 @@ class TaskService:
             await self._store.aclose()
             raise
         self._stopped = False
-        home = current_home()
-        assert home is not None
-        self._clock = None if self._store.shared else home.time
-        self._epoch = time.time() - home.time()
+        self._home = running_home()
+        self._epoch = time.time() - self._home.time()
+        own = token_hex(8)
+        self._run_ids = (f"{own}.{number}" for number in count(1))
         limiter = CapacityLimiter(max(self._workers, 1))
         for handler in self._handlers.values():
             handler.bind(limiter)
-        self._slots = Semaphore(self._workers)
+        self._taken = Channel(0)
         self._drained = Event()
         self._tasks = await create_task_group().__aenter__()
         if self._workers:
@@ -315,6 +341,8 @@ class TaskService:
     async def _end(self, error: BaseException | None) -> None:
         assert self._tasks is not None
         tasks, self._tasks = self._tasks, None
+        for watch in self._watches.values():
+            watch.send_all()
         tasks.cancel_scope.cancel()
         try:
             # The task group would wrap an error of the block's; but a cancellation may be its own.
@@ -426,23 +454,21 @@ class TaskService:
         Cancellation:
             The task goes on.
         """
-        record = await self.get(task_id)
-        while not record.status.is_end:
-            ended = self._waiting.setdefault(task_id, Event())
-            try:
-                record = await self.get(task_id)
-                if record.status.is_end:
-                    break
-                if self._store.shared:
-                    with move_on_after(POLL):
-                        await ended.wait()
-                else:
-                    await ended.wait()
-            finally:
-                # Whoever waits for it has it.
-                if not ended.statistics().tasks_waiting:
-                    self._waiting.pop(task_id, None)
-        return record
+        watch = self._watches.get(task_id)
+        if watch is None:
+            watch = self._watches[task_id] = Watch()
+        watch.watchers += 1
+        try:
+            record = await self.get(task_id)
+            while not record.status.is_end and watch.ended is None:
+                await watch.wait(self._home, self._home.time() + POLL if self._store.shared else None)
+                if watch.ended is None:
+                    record = await self.get(task_id)
+            return watch.ended or record
+        finally:
+            watch.watchers -= 1
+            if not watch.watchers and self._watches.get(task_id) is watch:
+                del self._watches[task_id]
 
     async def result(self, task_id: str) -> Any:
         """Wait for the end of a task, and give its result.
@@ -563,21 +589,25 @@ class TaskService:
 
     def _announce(self, record: TaskRecord) -> None:
         """Tell those who wait here for the end of a task."""
-        if record.status.is_end and (ended := self._waiting.pop(record.id, None)) is not None:
-            ended.set()
+        if record.status.is_end and (watch := self._watches.pop(record.id, None)) is not None:
+            watch.ended = record
+            watch.send_all()
 
     # What its workers do
 
     def _stop_taking(self) -> None:
         self._stopped = True
-        for messages in self._subscriptions:
-            messages.stop()
+        self._taken.close()
+        for intake in self._intakes:
+            intake.messages.stop()
 
     async def _work(self) -> None:
-        """Take up tasks until stopped."""
-        async with create_task_group() as takers:
+        """Take up tasks and run them, until stopped."""
+        async with create_task_group() as group:
             for handler in self._handlers.values():
-                takers.start_soon(self._serve, handler)
+                group.start_soon(self._serve, handler)
+            for _ in range(self._workers):
+                group.start_soon(self._run_taken)
         self._drained.set()
 
     async def _serve(self, handler: Handler[..., Any]) -> None:
@@ -590,40 +620,50 @@ class TaskService:
                 await sleep(AGAIN)
 
     async def _take(self, handler: Handler[..., Any]) -> None:
-        failed: StorageError | None = None
-        async with (
-            self._bus.subscribe(
-                topic_of(handler.name), group=GROUP, max_in_flight=self._workers, ack_deadline=self._lease
-            ) as messages,
-            create_task_group() as running,
-        ):
-            self._subscriptions.add(messages)
+        async with self._bus.subscribe(
+            topic_of(handler.name), group=GROUP, max_in_flight=self._workers, ack_deadline=self._lease
+        ) as messages:
+            intake = Intake(handler, messages)
+            self._intakes.add(intake)
             if self._stopped:
                 # While it was being entered.
                 messages.stop()
             try:
                 async for message in messages:
-                    self._held.add(message)
-                    await self._slots.acquire()
-                    if self._stopped:
-                        # It is given back with the subscription.
-                        self._slots.release()
-                        break
-                    running.start_soon(self._look_at, message, handler)
-            except StorageError as error:
-                # Raised below: the task group would wrap it.
-                failed = error
+                    await self._hand_over(message, intake)
             finally:
-                self._subscriptions.discard(messages)
-        if failed is not None:
-            raise failed
+                # The workers' messages are settled through it.
+                with CancelScope(shield=True):
+                    while intake.held:
+                        await intake.idle.wait(self._home)
+                self._intakes.discard(intake)
+
+    async def _hand_over(self, message: Message, intake: Intake) -> None:
+        """Let a worker have a message; one that none takes is given back with the subscription."""
+        intake.held.add(message)
+        try:
+            await self._taken.send((message, intake))
+        except BaseException as error:
+            intake.held.discard(message)
+            if not isinstance(error, ClosedResourceError):
+                raise
+
+    async def _run_taken(self) -> None:
+        """Run what was taken up, one after the other, until stopped."""
+        async for message, intake in self._taken:
+            try:
+                await self._look_at(message, intake.handler)
+            finally:
+                intake.held.discard(message)
+                if not intake.held:
+                    intake.idle.send()
 
     async def _look_at(self, message: Message, handler: Handler[..., Any]) -> None:
         """Run the task of a message, unless there is nothing to do."""
         task_id = message.body.decode()
         try:
             now = self._now()
-            run = Run(message, token_hex(16))
+            run = Run(message, next(self._run_ids))
             record = await self._store.change(
                 task_id, partial(claim, worker=run.worker, now=now, lease_until=now + self._lease)
             )
@@ -634,9 +674,6 @@ class TaskService:
         except (StorageError, LeaseLostError) as error:
             # The leases run out, here and there, and then it is taken up again.
             logger.warning("task %s could not be settled: %s", task_id, error)
-        finally:
-            self._held.discard(message)
-            self._slots.release()
 
     async def _pass(self, message: Message, task_id: str) -> None:
         """Have done with a message whose task can't be claimed, or wait until it can."""
@@ -719,7 +756,7 @@ class TaskService:
                     run.lost = record is None
                     run.cancelled = record is not None
                     run.scope.cancel()
-            for message in list(self._held):
+            for message in [message for intake in self._intakes for message in intake.held]:
                 if not message.settled:
                     try:
                         await message.extend()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from anyio import create_task_group
-from attrs import evolve
+from msgspec.structs import replace
 
 from chanflow.tasks.record import (
     ProgressReport,
@@ -88,15 +88,17 @@ class StoreConformance:
         await store.open()
         await store.create(task(1))
         claimed = await store.change("task 1", partial(claim, worker="a", now=NOW, lease_until=NOW + 10))
-        assert claimed == evolve(
+        assert claimed == replace(
             task(1), status=TaskStatus.RUNNING, attempts=1, started_at=NOW, worker="a", lease_until=NOW + 10
         )
         assert await store.change("task 1", partial(claim, worker="b", now=NOW + 9, lease_until=NOW + 20)) is None
         assert await store.get("task 1", NOW) == claimed
+        assert claimed is not None
         renewed = await store.change("task 1", partial(renew, worker="a", lease_until=NOW + 15))
-        assert renewed == evolve(claimed, lease_until=NOW + 15)
+        assert renewed is not None
+        assert renewed == replace(claimed, lease_until=NOW + 15)
         progress = ProgressReport(1, 2, "half")
-        assert await store.change("task 1", partial(report, worker="a", progress=progress)) == evolve(
+        assert await store.change("task 1", partial(report, worker="a", progress=progress)) == replace(
             renewed, progress=progress
         )
         back = await store.change(
@@ -158,7 +160,7 @@ class StoreConformance:
         assert taken is not None
         assert (taken.cancel_requested, taken.attempts) == (True, 1)
         revived = await store.change("task 0", partial(revive, now=NOW + 5))
-        assert revived == evolve(task(0), run_at=NOW + 5, queued_at=NOW + 5)
+        assert revived == replace(task(0), run_at=NOW + 5, queued_at=NOW + 5)
         assert await store.get("task 0", NOW + 11) == revived
         await store.aclose()
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-import msgspec
-from attrs import evolve, field, frozen
+from msgspec import Struct, msgpack
+from msgspec.structs import asdict, replace
 
 __all__ = [
     "ProgressReport",
@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+ENCODED = {"arguments", "result"}
+
+
 class TaskStatus(StrEnum):
     """Where a task is in its life."""
 
@@ -47,8 +50,7 @@ class TaskStatus(StrEnum):
         return self not in {TaskStatus.PENDING, TaskStatus.RUNNING}
 
 
-@frozen
-class ProgressReport:
+class ProgressReport(Struct, frozen=True, gc=False):
     """How far a task says that it is."""
 
     done: float
@@ -56,17 +58,16 @@ class ProgressReport:
     message: str = ""
 
 
-@frozen(kw_only=True)
-class TaskRecord:
+class TaskRecord(Struct, frozen=True, kw_only=True, gc=False):
     """A task as its store knows it; times are seconds since the epoch."""
 
     id: str
     """One of a kind, and not to be guessed."""
     name: str
     status: TaskStatus = TaskStatus.PENDING
-    arguments: bytes = field(repr=False)
+    arguments: bytes
     """Encoded; `decode_arguments` gives them as plain data."""
-    result: bytes | None = field(default=None, repr=False)
+    result: bytes | None = None
     """Encoded; what a task that succeeded gave."""
     error_type: str | None = None
     """The name of the class of the last error; None where there was none."""
@@ -92,13 +93,18 @@ class TaskRecord:
     """Until when that one is taken to be alive."""
     cancel_requested: bool = False
 
+    def __repr__(self) -> str:
+        # Without what may be long, or a secret.
+        shown = {name: value for name, value in asdict(self).items() if value is not None and name not in ENCODED}
+        return f"TaskRecord({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def decode_arguments(self) -> dict[str, Any]:
         """Give the arguments as plain data."""
-        return msgspec.msgpack.decode(self.arguments, type=dict[str, Any])
+        return msgpack.decode(self.arguments, type=dict[str, Any])
 
     def decode_result(self) -> Any:
         """Give the result as plain data; None where there is none."""
-        return None if self.result is None else msgspec.msgpack.decode(self.result)
+        return None if self.result is None else msgpack.decode(self.result)
 
 
 # Every change of a task is one of these: they take it as it is, and give it as it is then, or None to refuse. A store
@@ -112,8 +118,8 @@ def claim(record: TaskRecord, *, worker: str, now: float, lease_until: float) ->
         return None
     if record.cancel_requested:
         # It was asked for while its worker was dying.
-        return evolve(record, status=TaskStatus.RUNNING, worker=worker, lease_until=lease_until)
-    return evolve(
+        return replace(record, status=TaskStatus.RUNNING, worker=worker, lease_until=lease_until)
+    return replace(
         record,
         status=TaskStatus.RUNNING,
         attempts=record.attempts + 1,
@@ -130,12 +136,12 @@ def has(record: TaskRecord, worker: str) -> bool:
 
 def renew(record: TaskRecord, *, worker: str, lease_until: float) -> TaskRecord | None:
     """Let the lease last longer."""
-    return evolve(record, lease_until=lease_until) if has(record, worker) else None
+    return replace(record, lease_until=lease_until) if has(record, worker) else None
 
 
 def report(record: TaskRecord, *, worker: str, progress: ProgressReport) -> TaskRecord | None:
     """Keep what a running task says of its progress."""
-    return evolve(record, progress=progress) if has(record, worker) else None
+    return replace(record, progress=progress) if has(record, worker) else None
 
 
 def finish(
@@ -163,7 +169,7 @@ def end(
 ) -> TaskRecord:
     """Put a task at its end."""
     error_type, error_message = error or (None, None)
-    return evolve(
+    return replace(
         record,
         status=status,
         result=result,
@@ -188,7 +194,7 @@ def put_back(
     if not has(record, worker):
         return None
     error_type, error_message = error or (record.error_type, record.error_message)
-    return evolve(
+    return replace(
         record,
         status=TaskStatus.PENDING,
         attempts=record.attempts if attempted else record.attempts - 1,
@@ -204,15 +210,15 @@ def put_back(
 def cancel(record: TaskRecord, *, now: float, ttl: float) -> TaskRecord:
     """End a pending task, ask for it of one that runs, and leave one at its end alone."""
     if record.status is TaskStatus.PENDING:
-        return evolve(end(record, TaskStatus.CANCELLED, now, ttl), cancel_requested=True)
-    return record if record.status.is_end else evolve(record, cancel_requested=True)
+        return replace(end(record, TaskStatus.CANCELLED, now, ttl), cancel_requested=True)
+    return record if record.status.is_end else replace(record, cancel_requested=True)
 
 
 def revive(record: TaskRecord, *, now: float) -> TaskRecord | None:
     """Let a task that failed or was cancelled be pending again, from its first attempt."""
     if record.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
         return None
-    return evolve(
+    return replace(
         record,
         status=TaskStatus.PENDING,
         error_type=None,
@@ -232,7 +238,7 @@ def requeue(record: TaskRecord, *, now: float, since: float) -> TaskRecord | Non
     """Note that workers are told once more of a task that nobody has come to since then."""
     if record.status.is_end or looked_for_at(record) > since:
         return None
-    return evolve(record, queued_at=now)
+    return replace(record, queued_at=now)
 
 
 def looked_for_at(record: TaskRecord) -> float:

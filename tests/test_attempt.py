@@ -1,0 +1,55 @@
+"""The context of an attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextvars import ContextVar
+from types import coroutine
+from typing import Any
+
+import pytest
+from anyio import CapacityLimiter
+
+from chanflow._attempt import Attempt
+
+pytestmark = pytest.mark.anyio
+
+seen: ContextVar[str] = ContextVar("seen", default="nothing")
+
+
+@coroutine
+def pause() -> Generator[str, Any, Any]:
+    return (yield "waiting")
+
+
+async def test_what_comes_from_outside_reaches_the_handler_in_its_context() -> None:
+    """Values, errors and the end of an abandoned attempt come where the handler waits, in its own context."""
+    heard: list[object] = []
+
+    async def handler(word: str) -> str:
+        seen.set(word)
+        try:
+            heard.append(await pause())
+            await pause()
+        except ValueError as error:
+            heard.append(error)
+            await pause()
+        finally:
+            heard.append(seen.get())
+        return word
+
+    attempt = Attempt(handler, CapacityLimiter(1), None)
+    error = ValueError()
+    first = attempt("first")
+    assert first.send(None) == "waiting"
+    assert first.send("value") == "waiting"
+    assert first.throw(error) == "waiting"
+    with pytest.raises(StopIteration) as end:
+        first.send(None)
+    assert end.value.value == "first"
+    assert heard == ["value", error, "first"]
+    second = attempt("second")
+    assert second.send(None) == "waiting"
+    second.close()
+    assert heard[3:] == ["second"]
+    assert seen.get() == "nothing"
