@@ -71,7 +71,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     result: dict[str, Any]
     try:
-        result = weigh(run, backend, int(count)) if workload.memory else measure(workload, run, backend, int(count))
+        with workload.around():
+            result = weigh(run, backend, int(count)) if workload.memory else measure(workload, run, backend, int(count))
     except BaseException as error:  # noqa: BLE001 -- whatever it is goes into the table
         result = {"reason": describe(error)}
     print(json.dumps(result), flush=True)

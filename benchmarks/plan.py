@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from attrs import field, frozen
@@ -49,6 +50,8 @@ class Workload:
     """Peers that can't take part, and why."""
     go_scale: float = 0.0
     """How much more of it Go does, to take long enough to be measured; 0 for a workload it doesn't have."""
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
+    """What has to be there while it runs, and is not measured."""
     memory: bool = False
     """`run` returns bytes; nothing is timed."""
     fixed: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -503,6 +504,33 @@ async def test_expiry() -> None:
         await sleep(60.0)
         assert list(store._records) == [waiting]
         await service.cancel(waiting)
+
+
+async def test_memory_goes_down_after_expiry() -> None:
+    """Neither store nor bus keeps anything of tasks that have expired."""
+
+    async def echo(text: str) -> str:
+        return text
+
+    async def run_many(service: TaskService) -> None:
+        for number in range(1000):
+            await service.result(await service.submit("echo", text=f"{number:01000}", idempotency_key=str(number)))
+
+    async with serving(echo, ttl=100.0) as service:
+        # What the first round leaves behind is made once.
+        await run_many(service)
+        await sleep(200.0)
+        tracemalloc.start()
+        try:
+            await run_many(service)
+            full, _ = tracemalloc.get_traced_memory()
+            await sleep(200.0)
+            left, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        # The arguments and results alone were 2 MB.
+        assert full > 2_000_000
+        assert left < 100_000
 
 
 async def test_idempotency_key() -> None:

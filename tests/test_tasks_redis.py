@@ -6,12 +6,18 @@ import gc
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
+from unittest.mock import AsyncMock
 
 import pytest
 from anyio import create_task_group, fail_after, sleep
+from msgspec.structs import replace
 
 from chanflow.bus import StorageError
-from chanflow.tasks import TaskService, TaskStatus
+from chanflow.tasks import TaskRecord, TaskService, TaskStatus
+from chanflow.tasks.record import claim, finish, put_back, renew
+from chanflow.tasks.stores import redis as redis_module
+from chanflow.tasks.stores.redis import RedisStore
 from tests.redis_server import running_redis
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +87,59 @@ async def test_finished_tasks_expire_by_themselves() -> None:
             await sleep(0.7)
             assert await client.keys("*task:*") == set()
             assert await client.keys("*key:*") == set()
+
+
+NOW = 1000.0
+
+
+def new(number: int) -> TaskRecord:
+    return TaskRecord(id=f"task {number}", name="work", arguments=b"\x80", created_at=NOW, run_at=NOW, queued_at=NOW)
+
+
+async def test_what_a_store_remembers_is_only_a_guess() -> None:
+    """A change begins with what this process knows of the task; if another has changed it, it is looked at again."""
+    ours, others = partial(claim, worker="a", now=NOW, lease_until=NOW + 10), partial(put_back, worker="a", run_at=NOW)
+    with running_redis() as url:
+        store, other = RedisStore(url), RedisStore(url)
+        await store.open()
+        await other.open()
+        asked = store._find = AsyncMock(wraps=store._find)  # type: ignore[method-assign]
+        # Nobody else has changed it: no question is needed.
+        await store.create(new(1))
+        assert (await store.change("task 1", ours)) is not None
+        assert asked.await_count == 0
+        # Another has: what we would refuse, and what we would do to what it was.
+        assert (await other.change("task 1", others)) is not None
+        again = await store.change("task 1", ours)
+        assert again is not None
+        assert again.attempts == 2
+        assert (await other.change("task 1", others)) is not None
+        back = await store.change("task 1", partial(renew, worker="a", lease_until=NOW + 20))
+        assert back is None
+        # A success is for good, and needs no question either, until it expires.
+        assert (await store.change("task 1", ours)) is not None
+        done = await store.change(
+            "task 1", partial(finish, worker="a", status=TaskStatus.SUCCESS, now=NOW, ttl=10.0, result=b"\xc0")
+        )
+        asked.reset_mock()
+        assert await store.get("task 1", NOW + 9) == done
+        assert await store.get("task 1", NOW + 10) is None
+        assert asked.await_count == 0
+        await other.aclose()
+        await store.aclose()
+
+
+async def test_a_store_remembers_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is forgotten, and what is large is not kept."""
+    monkeypatch.setattr(redis_module, "MOST_REMEMBERED", 3)
+    with running_redis() as url:
+        store = RedisStore(url)
+        await store.open()
+        await store.create(replace(new(0), arguments=b"\x80" * 1000))
+        for number in range(1, 6):
+            await store.create(new(number))
+        assert list(store._last) == ["task 3", "task 4", "task 5"]
+        await store.aclose()
 
 
 # coredis leaves streams of its own open when it can't connect.

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
-from anyio import BrokenResourceError, CancelScope, ClosedResourceError, EndOfStream, Event
+from anyio import CancelScope, ClosedResourceError, Event
 
-from chanflow._channel import Channel
 from chanflow._park import Home, running_home
-from chanflow._threads import ThreadChannel
 
 __all__ = ["Database", "StorageError"]
 
@@ -25,6 +23,8 @@ Operation = Callable[[Connection], T]
 
 BATCH = 256
 """The most requests in one transaction: each waits for all."""
+WATCH_INTERVAL = 1.0
+"""Seconds after which an idle thread looks whether its event loop is still there."""
 BUSY_TIMEOUT = 30.0
 """Seconds for which another process may keep the file to itself."""
 
@@ -58,9 +58,9 @@ class Database:
         self._path = path
         self._home = home
         self._users = 0
-        # The thread takes all that wait; the channel wakes it, and is closed with the database.
-        self._waiting: deque[Request[Any]] = deque()
-        self._wake = Channel[None](1, f"requests to {path}", overflow="drop_newest")
+        # None is the end. A channel would take two more trips through the event loop for each request.
+        self._requests: SimpleQueue[Request[Any] | None] = SimpleQueue()
+        self._closed = False
         self._ended = Event()
 
     @classmethod
@@ -79,9 +79,7 @@ class Database:
         if database is None:
             database = databases[path, home] = cls(path, home)
             # Not a daemon, which would be cut off in the middle of a transaction.
-            thread = threading.Thread(target=database._serve, args=(database._wake.from_thread(),))
-            thread.name = f"chanflow {path.name}"
-            thread.start()
+            threading.Thread(target=database._serve, name=f"chanflow {path.name}").start()
         database._users += 1
         try:
             await database.run(partial(prepare, schema))
@@ -95,7 +93,8 @@ class Database:
         self._users -= 1
         if not self._users:
             del databases[self._path, self._home]
-            self._wake.close()
+            self._closed = True
+            self._requests.put(None)
             with CancelScope(shield=True):
                 await self._ended.wait()
 
@@ -130,14 +129,13 @@ class Database:
         return cast("T", request.value)
 
     def _request(self, request: Request[Any]) -> None:
-        if self._wake.closed:
+        if self._closed:
             msg = f"{self._path} is closed"
             raise ClosedResourceError(msg)
-        self._waiting.append(request)
-        self._wake.send_nowait(None)
+        self._requests.put(request)
 
     def _take_back(self, request: Request[Any]) -> None:
-        if request.undo is not None and request.error is None and not self._wake.closed:
+        if request.undo is not None and request.error is None and not self._closed:
             self._request(Request(request.undo(request.value), None))
 
     def _finish(self, batch: list[Request[Any]]) -> None:
@@ -148,35 +146,45 @@ class Database:
 
     # What runs in the thread.
 
-    def _serve(self, wake: ThreadChannel[None]) -> None:
+    def _serve(self) -> None:
         connection: Connection | None = None
-        # Until it is closed, or the event loop has ended and nobody waits any more.
         try:
-            over = False
-            while not over:
+            while batch := self._next_batch():
                 try:
-                    wake.receive()
-                except EndOfStream:
-                    over = True
-                while batch := [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH))]:
-                    try:
-                        connection = connection or self._connect()
-                        transact(connection, batch)
-                    except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
-                        for request in batch:
-                            request.error = request.error or error
+                    connection = connection or self._connect()
+                    transact(connection, batch)
+                except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
+                    for request in batch:
+                        request.error = request.error or error
+                # Where the event loop has ended, nobody is left to be told.
+                with suppress(RuntimeError):
                     self._home.call_soon(partial(self._finish, batch))
-        except (BrokenResourceError, RuntimeError):
-            pass
         finally:
             if connection is not None:
                 connection.close()
-            self._tell_end()
+            with suppress(RuntimeError):
+                self._home.call_soon(self._ended.set)
 
-    def _tell_end(self) -> None:
-        # Where the event loop has ended, nobody is left to be told.
-        with suppress(RuntimeError):
-            self._home.call_soon(self._ended.set)
+    def _next_batch(self) -> list[Request[Any]]:
+        """Wait for requests, and take all that are there; none where no more will come."""
+        while True:
+            try:
+                request = self._requests.get(timeout=WATCH_INTERVAL)
+                break
+            except Empty:
+                if self._home.ended():
+                    # Left open.
+                    return []
+        batch: list[Request[Any]] = []
+        while request is not None:
+            batch.append(request)
+            if len(batch) == BATCH or self._requests.empty():
+                return batch
+            request = self._requests.get()
+        if batch:
+            # The end comes after them.
+            self._requests.put(None)
+        return batch
 
     def _connect(self) -> Connection:
         # Transactions are begun by hand.
@@ -206,6 +214,9 @@ def transact(connection: Connection, batch: list[Request[Any]]) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for request in batch:
+            if len(batch) == 1:
+                request.value = request.operation(connection)
+                break
             connection.execute("SAVEPOINT request")
             try:
                 request.value = request.operation(connection)

@@ -79,6 +79,9 @@ return records
 NEGLECTED = """
 return redis.call('ZRANGEBYSCORE', ARGV[1] .. 'looked', '-inf', ARGV[2], 'LIMIT', 0, ARGV[3])
 """
+MOST_REMEMBERED = 10_000
+LARGEST_REMEMBERED = 1000
+"""Bytes."""
 INDEXES = ("all", "looked", "expiring", *(f"status:{status.value}" for status in TaskStatus))
 
 
@@ -97,6 +100,8 @@ class RedisStore(Store):
         self._url = url
         self._prefix = prefix
         self._client: Redis[bytes]
+        # What the last tasks that this process made or changed were kept as: mostly they still are.
+        self._last: dict[str, bytes] = {}
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
@@ -128,55 +133,79 @@ class RedisStore(Store):
         if record.idempotency_key is not None:
             # The key may be that of a task whose time is over.
             await self.forget(record.created_at)
+        encoded = msgspec.msgpack.encode(record)
         kept = await self._run(
             CREATE,
             record.id,
-            msgspec.msgpack.encode(record),
+            encoded,
             "" if record.status.is_end else repr(looked_for_at(record)),
             record.idempotency_key or "",
             record.status.value,
         )
-        return decode(kept) if kept else record
+        if kept:
+            return decode(kept)
+        self._remember(record, encoded)
+        return record
 
     async def get(self, task_id: str, now: float) -> TaskRecord | None:
-        async with self._calling():
-            encoded = await self._client.get(f"{self._prefix}task:{task_id}")
+        if (encoded := self._last.get(task_id)) is not None and (last := decode(encoded)).status is TaskStatus.SUCCESS:
+            # It stays so until it expires.
+            return None if expired(last, now) else last
+        encoded = await self._find(task_id)
         record = None if encoded is None else decode(encoded)
         return None if record is None or expired(record, now) else record
 
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
+        encoded = self._last.pop(task_id, None)
+        remembered = encoded is not None
         while True:
-            async with self._calling():
-                encoded = await self._client.get(f"{self._prefix}task:{task_id}")
             if encoded is None:
-                return None
+                encoded = await self._find(task_id)
+                if encoded is None:
+                    return None
             record = decode(encoded)
             changed = change(record)
-            if changed is None or await self._replace(record, encoded, changed):
+            if changed is not None and await self._replace(record, encoded, changed):
                 return changed
+            if changed is None and not remembered:
+                return None
+            # Somebody else has changed it.
+            encoded, remembered = None, False
+
+    async def _find(self, task_id: str) -> bytes | None:
+        async with self._calling():
+            return await self._client.get(f"{self._prefix}task:{task_id}")
+
+    def _remember(self, record: TaskRecord, encoded: bytes) -> None:
+        if len(encoded) <= LARGEST_REMEMBERED:
+            self._last[record.id] = encoded
+            if len(self._last) > MOST_REMEMBERED:
+                del self._last[next(iter(self._last))]
 
     async def _replace(self, record: TaskRecord, encoded: bytes, changed: TaskRecord) -> bool:
         """Put a task in the place of what it was, unless it isn't that any more."""
+        new = msgspec.msgpack.encode(changed)
         ttl = expires = ""
         if changed.expires_at is not None and changed.finished_at is not None:
             # A key can't expire at once.
             ttl = str(max(int((changed.expires_at - changed.finished_at) * 1000), 1))
             expires = repr(changed.expires_at)
         looked = "" if changed.status.is_end else repr(looked_for_at(changed))
-        return bool(
-            await self._run(
-                CHANGE,
-                record.id,
-                encoded,
-                msgspec.msgpack.encode(changed),
-                record.status.value,
-                changed.status.value,
-                looked,
-                ttl,
-                expires,
-                record.idempotency_key or "",
-            )
+        replaced = await self._run(
+            CHANGE,
+            record.id,
+            encoded,
+            new,
+            record.status.value,
+            changed.status.value,
+            looked,
+            ttl,
+            expires,
+            record.idempotency_key or "",
         )
+        if replaced:
+            self._remember(changed, new)
+        return bool(replaced)
 
     async def page(
         self, now: float, *, status: TaskStatus | None = None, after: str | None = None, limit: int = 100

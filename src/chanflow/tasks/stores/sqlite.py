@@ -17,14 +17,15 @@ __all__ = ["SqliteStore"]
 # The record is the truth; the columns beside it are for finding it.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    number INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
-    idempotency_key TEXT UNIQUE,
+    idempotency_key TEXT,
     status TEXT NOT NULL,
     looked_for_at REAL,
     expires_at REAL,
     record BLOB NOT NULL
 );
+CREATE UNIQUE INDEX IF NOT EXISTS tasks_by_key ON tasks (idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_by_status ON tasks (status, number);
 CREATE INDEX IF NOT EXISTS tasks_looked_for ON tasks (looked_for_at) WHERE looked_for_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at) WHERE expires_at IS NOT NULL;
@@ -50,8 +51,9 @@ class SqliteStore(Store):
 
     async def create(self, record: TaskRecord) -> TaskRecord:
         def create(connection: Connection) -> TaskRecord:
-            forget(connection, record.created_at)
             if record.idempotency_key is not None:
+                # The key may be that of a task whose time is over.
+                forget(connection, record.created_at)
                 query = "SELECT record FROM tasks WHERE idempotency_key = ?"
                 row = connection.execute(query, [record.idempotency_key]).fetchone()
                 if row is not None:
