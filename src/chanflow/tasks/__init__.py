@@ -10,14 +10,11 @@ except ModuleNotFoundError as _error:
     _message = f"chanflow.tasks needs {_error.name}: pip install 'chanflow[tasks]'"
     raise ModuleNotFoundError(_message, name=_error.name) from None
 
+from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError
 from chanflow.tasks._handler import ArgumentError, Handler, Progress, ResultError
-from chanflow.tasks._service import (
-    IdempotencyError,
-    TaskCancelledError,
-    TaskFailedError,
-    TaskService,
-    UnknownTaskError,
-)
+from chanflow.tasks._log import JsonFormatter, TaskFilter, current_task
+from chanflow.tasks._service import TaskService
+from chanflow.tasks._statistics import HandlerStatistics, Histogram, TaskStatistics
 from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
 from chanflow.tasks.store import Change, Store
 
@@ -25,15 +22,21 @@ __all__ = [
     "ArgumentError",
     "Change",
     "Handler",
+    "HandlerStatistics",
+    "Histogram",
     "IdempotencyError",
+    "JsonFormatter",
     "Progress",
     "ProgressReport",
     "ResultError",
     "Store",
     "TaskCancelledError",
     "TaskFailedError",
+    "TaskFilter",
     "TaskRecord",
     "TaskService",
+    "TaskStatistics",
     "TaskStatus",
     "UnknownTaskError",
+    "current_task",
 ]

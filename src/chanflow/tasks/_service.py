@@ -5,69 +5,42 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from itertools import count
 from secrets import token_hex
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, overload
 
-from anyio import (
-    CancelScope,
-    CapacityLimiter,
-    ClosedResourceError,
-    Event,
-    create_task_group,
-    move_on_after,
-    sleep,
-)
+from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
-from attrs import define, field
 
-from chanflow._channel import Channel
 from chanflow._park import Home, running_home
-from chanflow._retry import Retry, check_seconds, judge
-from chanflow._signal import Signal
+from chanflow._retry import Retry, check_seconds
 from chanflow._state import check_count
 from chanflow._storage import StorageError
-from chanflow.bus import Bus, LeaseLostError, Message, Subscription, connect
+from chanflow.bus import Bus, connect
+from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError
 from chanflow.tasks._handler import Handler
 from chanflow.tasks._open import open_store
-from chanflow.tasks.record import (
-    ProgressReport,
-    TaskRecord,
-    TaskStatus,
-    cancel,
-    claim,
-    finish,
-    put_back,
-    renew,
-    report,
-    requeue,
-    revive,
-)
+from chanflow.tasks._runner import Runner, topic_of
+from chanflow.tasks._statistics import Tally, TaskStatistics
+from chanflow.tasks._trace import Tracing, find_tracing
+from chanflow.tasks._watch import Watches
+from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, requeue, revive
 from chanflow.tasks.store import Store
 
-__all__ = [
-    "IdempotencyError",
-    "TaskCancelledError",
-    "TaskFailedError",
-    "TaskService",
-    "UnknownTaskError",
-]
+__all__ = ["TaskService"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 logger = logging.getLogger("chanflow.tasks")
 
-TOPIC = "tasks."
-"""What the topics begin with: each handler has one, so that a worker is only told of tasks that it knows."""
 MAX_NAME = 200
-GROUP = "workers"
-POLL = 0.1
-"""Seconds after which to ask a store that other processes change."""
+POLL = 0.1, 1.0
+"""The least and the most seconds after which to ask a store that other processes change."""
+POLL_SHARE = 0.1
+"""In between, it is this part of the time waited so far."""
 SWEEP_INTERVAL = 30.0
 """Seconds from one look for expired and neglected tasks to the next."""
 SWEEP = 1000
@@ -78,78 +51,7 @@ LOOK_AHEAD = 10
 """How many of them each worker may find at once."""
 NEGLECT = 300.0
 """Seconds after which a task that nobody has come to is told of once more: it may just have to wait for others."""
-GRACE = 5.0
-"""Seconds to put back what is cut off."""
-AGAIN = 1.0
-"""Seconds to wait for a bus that failed."""
-HEARTBEAT = 1.0
-"""The most seconds until a task hears of its cancellation in another process."""
 NO_RETRY = Retry(1)
-
-
-class UnknownTaskError(LookupError):
-    """There is no such task, or no such handler: it never was, or has expired."""
-
-
-class IdempotencyError(ValueError):
-    """An idempotency key was used before, for another task or other arguments."""
-
-
-class TaskFailedError(Exception):
-    """A task failed; `record` tells how. The traceback is in the log of its worker."""
-
-    def __init__(self, record: TaskRecord) -> None:
-        super().__init__(f"{record.name} failed: {record.error_type}: {record.error_message}")
-        self.record: TaskRecord = record
-
-
-class TaskCancelledError(Exception):
-    """A task was cancelled."""
-
-    def __init__(self, record: TaskRecord) -> None:
-        super().__init__(f"{record.name} was cancelled")
-        self.record: TaskRecord = record
-
-
-@define(eq=False)
-class Run:
-    """An attempt that is going on here."""
-
-    message: Message
-    worker: str
-    scope: CancelScope = field(factory=CancelScope)
-    lost: bool = False
-    """Whether another worker has the task by now."""
-    cancelled: bool = False
-    """Whether its cancellation was asked for."""
-
-
-@define(eq=False)
-class Intake:
-    """One handler's messages, as they come in."""
-
-    handler: Handler[Any, Any]
-    messages: Subscription
-    held: set[Message] = field(factory=set[Message])
-    """Those whose tasks run, or wait for a worker."""
-    idle: Signal = field(factory=Signal)
-    """That none is held any more."""
-
-
-class Watch(Signal):
-    """Those who wait here for the end of a task."""
-
-    __slots__ = ("ended", "watchers")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.watchers: int = 0
-        self.ended: TaskRecord | None = None
-
-
-def topic_of(name: str) -> str:
-    """Name the topic of a handler's tasks."""
-    return TOPIC + name
 
 
 class TaskService:
@@ -193,18 +95,13 @@ class TaskService:
         self._lease: float = float(lease)
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._tasks: TaskGroup | None = None
-        self._runs: dict[str, Run] = {}
-        self._watches: dict[str, Watch] = {}
-        self._intakes: set[Intake] = set()
-        self._stopped: bool = False
+        self._watches: Watches = Watches()
+        self._tally: Tally = Tally()
+        self._tracing: Tracing | None = None
         self._home: Home
         # What the event loop's clock has to be moved by.
         self._epoch: float = 0.0
-        # What tells the runs from one another, in all processes.
-        self._run_ids: Iterator[str]
-        # From the takers to the workers.
-        self._taken: Channel[tuple[Message, Intake]]
-        self._drained: Event
+        self._runner: Runner
 
     def _now(self) -> float:
         """Tell the time, in seconds since the epoch: by the machine's clock where other processes read it, too."""
@@ -271,6 +168,7 @@ class TaskService:
                 msg = f"there is a task {handler.name!r} already"
                 raise ValueError(msg)
             self._handlers[handler.name] = handler
+            self._tally.add(handler.name)
             return handler
 
         return register if fn is None else register(fn)
@@ -284,24 +182,30 @@ class TaskService:
         except BaseException:
             await self._store.aclose()
             raise
-        self._stopped = False
         self._home = running_home()
         self._epoch = time.time() - self._home.time()
-        own = token_hex(8)
-        self._run_ids = (f"{own}.{number}" for number in count(1))
         limiter = CapacityLimiter(max(self._workers, 1))
         for handler in self._handlers.values():
             handler.bind(limiter)
-        self._taken = Channel(0)
-        self._drained = Event()
+        self._tracing = find_tracing()
+        self._runner = runner = Runner(
+            self._bus,
+            self._store,
+            self._handlers,
+            workers=self._workers,
+            ttl=self._ttl,
+            lease=self._lease,
+            now=self._now,
+            tell=self._watches.tell,
+            tally=self._tally,
+            tracing=self._tracing,
+        )
         self._tasks = await create_task_group().__aenter__()
         if self._workers:
-            self._tasks.start_soon(self._work)
-            self._tasks.start_soon(self._keep)
+            self._tasks.start_soon(runner.work)
+            self._tasks.start_soon(runner.keep)
             if self._store.shared and not self._bus.capabilities.shared:
                 self._tasks.start_soon(self._look_around)
-        else:
-            self._drained.set()
         self._tasks.start_soon(self._sweep, self._now())
         return self
 
@@ -331,18 +235,16 @@ class TaskService:
         """
         self._check_open()
         check_seconds("timeout", timeout)
-        self._stop_taking()
+        self._runner.stop()
         with move_on_after(timeout):
-            await self._drained.wait()
-        for run in self._runs.values():
-            run.scope.cancel()
-        await self._drained.wait()
+            await self._runner.drained.wait()
+        self._runner.cut_off()
+        await self._runner.drained.wait()
 
     async def _end(self, error: BaseException | None) -> None:
         assert self._tasks is not None
         tasks, self._tasks = self._tasks, None
-        for watch in self._watches.values():
-            watch.send_all()
+        self._watches.tell_end()
         tasks.cancel_scope.cancel()
         try:
             # The task group would wrap an error of the block's; but a cancellation may be its own.
@@ -408,24 +310,35 @@ class TaskService:
         if idempotency_key is not None and not isinstance(idempotency_key, str):
             msg = f"idempotency_key must be a str or None, got {idempotency_key!r}"
             raise TypeError(msg)
+        return await self._submit(registered.name, registered.encode(arguments), idempotency_key, delay)
+
+    async def _submit(self, name: str, encoded: bytes, idempotency_key: str | None, delay: float) -> str:
         now = self._now()
         record = TaskRecord(
             id=token_hex(16),
-            name=registered.name,
-            arguments=registered.encode(arguments),
+            name=name,
+            arguments=encoded,
             created_at=now,
             run_at=now + delay,
             queued_at=now,
             idempotency_key=idempotency_key,
         )
+        if self._tracing is None:
+            return await self._keep(record, None)
+        with self._tracing.submitting(topic_of(name), record.id) as headers:
+            return await self._keep(record, headers)
+
+    async def _keep(self, record: TaskRecord, headers: Mapping[str, str] | None) -> str:
+        """Keep a new task, and tell the workers; or find the one that has its idempotency key."""
         kept = await self._store.create(record)
         if kept.id != record.id:
             if (kept.name, kept.arguments) != (record.name, record.arguments):
-                msg = f"idempotency key {idempotency_key!r} was used for another task: {kept.name} {kept.id}"
+                msg = f"idempotency key {kept.idempotency_key!r} was used for another task: {kept.name} {kept.id}"
                 raise IdempotencyError(msg)
             return kept.id
         # Should it end here, the task is neglected, and found by the sweep.
-        await self._tell(record.id, record.name)
+        await self._tell(record.id, record.name, headers)
+        self._tally.submitted(record.name)
         return record.id
 
     async def get(self, task_id: str) -> TaskRecord:
@@ -454,21 +367,49 @@ class TaskService:
         Cancellation:
             The task goes on.
         """
-        watch = self._watches.get(task_id)
-        if watch is None:
-            watch = self._watches[task_id] = Watch()
-        watch.watchers += 1
-        try:
+        record = await self.get(task_id)
+        if not record.status.is_end:
+            async for record in self.watch(task_id):  # noqa: B007 -- the last one counts
+                pass
+        return record
+
+    async def watch(self, task_id: str) -> AsyncIterator[TaskRecord]:
+        """Iterate over what becomes of a task: as it is now, and after changes, until its end.
+
+        Changes that come faster than they are asked for are passed over, but never the last one. Those of another
+        process are noticed after 0.1 to 1 seconds.
+
+        Args:
+            task_id: what `submit` returned.
+
+        Raises:
+            UnknownTaskError, ClosedResourceError, StorageError: as for `get`.
+
+        Cancellation:
+            The task goes on.
+        """
+        with self._watches.watching(task_id) as watch:
+            seen = watch.told
             record = await self.get(task_id)
-            while not record.status.is_end and watch.ended is None:
-                await watch.wait(self._home, self._home.time() + POLL if self._store.shared else None)
-                if watch.ended is None:
-                    record = await self.get(task_id)
-            return watch.ended or record
-        finally:
-            watch.watchers -= 1
-            if not watch.watchers and self._watches.get(task_id) is watch:
-                del self._watches[task_id]
+            yield record
+            began = self._home.time()
+            while not record.status.is_end:
+                if watch.told is seen:
+                    await watch.wait(self._home, self._poll_at(began))
+                told = watch.told
+                latest = await self.get(task_id) if told is None or told is seen else told
+                seen = told
+                if latest != record:
+                    record = latest
+                    yield record
+
+    def _poll_at(self, began: float) -> float | None:
+        """Tell when to ask the store again for what others may have changed; None where there are no others."""
+        if not self._store.shared:
+            return None
+        now = self._home.time()
+        least, most = POLL
+        return now + min(max((now - began) * POLL_SHARE, least), most)
 
     async def result(self, task_id: str) -> Any:
         """Wait for the end of a task, and give its result.
@@ -515,11 +456,9 @@ class TaskService:
         record = self._known(
             task_id, await self._store.change(task_id, partial(cancel, now=self._now(), ttl=self._ttl))
         )
-        run = self._runs.get(task_id)
-        if run is not None and record.cancel_requested:
-            run.cancelled = True
-            run.scope.cancel()
-        self._announce(record)
+        if record.status is TaskStatus.RUNNING:
+            self._runner.cancel(task_id)
+        self._watches.tell(record)
         return record
 
     async def retry(self, task_id: str) -> TaskRecord:
@@ -539,6 +478,7 @@ class TaskService:
         if record is None:
             return await self.get(task_id)
         await self._tell(task_id, record.name)
+        self._watches.tell(record)
         return record
 
     async def page(
@@ -569,6 +509,16 @@ class TaskService:
         self._check_open()
         return await self._store.count(self._now())
 
+    def statistics(self) -> TaskStatistics:
+        """Give figures of what was submitted and run in this process, since the service was made."""
+        busy = 0 if self._tasks is None else self._runner.busy
+        return self._tally.snapshot(self._workers, busy)
+
+    @property
+    def handlers(self) -> Mapping[str, Handler[Any, Any]]:
+        """What is registered, by name."""
+        return MappingProxyType(self._handlers)
+
     def _find(self, handler: Handler[..., Any] | str) -> Handler[..., Any]:
         name = handler.name if isinstance(handler, Handler) else handler
         registered = self._handlers.get(name) if isinstance(name, str) else None
@@ -583,185 +533,9 @@ class TaskService:
             raise UnknownTaskError(msg)
         return record
 
-    async def _tell(self, task_id: str, name: str) -> None:
+    async def _tell(self, task_id: str, name: str, headers: Mapping[str, str] | None = None) -> None:
         """Tell the workers of a task."""
-        await self._bus.publish(topic_of(name), task_id.encode())
-
-    def _announce(self, record: TaskRecord) -> None:
-        """Tell those who wait here for the end of a task."""
-        if record.status.is_end and (watch := self._watches.pop(record.id, None)) is not None:
-            watch.ended = record
-            watch.send_all()
-
-    # What its workers do
-
-    def _stop_taking(self) -> None:
-        self._stopped = True
-        self._taken.close()
-        for intake in self._intakes:
-            intake.messages.stop()
-
-    async def _work(self) -> None:
-        """Take up tasks and run them, until stopped."""
-        async with create_task_group() as group:
-            for handler in self._handlers.values():
-                group.start_soon(self._serve, handler)
-            for _ in range(self._workers):
-                group.start_soon(self._run_taken)
-        self._drained.set()
-
-    async def _serve(self, handler: Handler[..., Any]) -> None:
-        """Take up one handler's tasks until stopped."""
-        while not self._stopped:
-            try:
-                await self._take(handler)
-            except StorageError as error:
-                logger.error("the bus failed, and is tried again in %g s: %s", AGAIN, error)  # noqa: TRY400
-                await sleep(AGAIN)
-
-    async def _take(self, handler: Handler[..., Any]) -> None:
-        async with self._bus.subscribe(
-            topic_of(handler.name), group=GROUP, max_in_flight=self._workers, ack_deadline=self._lease
-        ) as messages:
-            intake = Intake(handler, messages)
-            self._intakes.add(intake)
-            if self._stopped:
-                # While it was being entered.
-                messages.stop()
-            try:
-                async for message in messages:
-                    await self._hand_over(message, intake)
-            finally:
-                # The workers' messages are settled through it.
-                with CancelScope(shield=True):
-                    while intake.held:
-                        await intake.idle.wait(self._home)
-                self._intakes.discard(intake)
-
-    async def _hand_over(self, message: Message, intake: Intake) -> None:
-        """Let a worker have a message; one that none takes is given back with the subscription."""
-        intake.held.add(message)
-        try:
-            await self._taken.send((message, intake))
-        except BaseException as error:
-            intake.held.discard(message)
-            if not isinstance(error, ClosedResourceError):
-                raise
-
-    async def _run_taken(self) -> None:
-        """Run what was taken up, one after the other, until stopped."""
-        async for message, intake in self._taken:
-            try:
-                await self._look_at(message, intake.handler)
-            finally:
-                intake.held.discard(message)
-                if not intake.held:
-                    intake.idle.send()
-
-    async def _look_at(self, message: Message, handler: Handler[..., Any]) -> None:
-        """Run the task of a message, unless there is nothing to do."""
-        task_id = message.body.decode()
-        try:
-            now = self._now()
-            run = Run(message, next(self._run_ids))
-            record = await self._store.change(
-                task_id, partial(claim, worker=run.worker, now=now, lease_until=now + self._lease)
-            )
-            if record is None:
-                await self._pass(message, task_id)
-            else:
-                await self._run(record, run, handler)
-        except (StorageError, LeaseLostError) as error:
-            # The leases run out, here and there, and then it is taken up again.
-            logger.warning("task %s could not be settled: %s", task_id, error)
-
-    async def _pass(self, message: Message, task_id: str) -> None:
-        """Have done with a message whose task can't be claimed, or wait until it can."""
-        now = self._now()
-        record = await self._store.get(task_id, now)
-        if record is None or record.status.is_end:
-            await message.ack()
-        else:
-            await message.nack(max(record.run_at - now, (record.lease_until or 0.0) - now, 0.0))
-
-    async def _run(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> None:
-        """Attempt a claimed task, and settle it by what came of that."""
-        run.cancelled = record.cancel_requested
-        self._runs[record.id] = run
-        try:
-            result: bytes | None = None
-            with run.scope:
-                if not run.cancelled:
-                    result = await handler.attempt(record.arguments, partial(self._report, record.id, run))
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
-            await self._settle_failure(record, run, handler, error)
-        except BaseException:
-            # The service is cut off.
-            with move_on_after(GRACE, shield=True), suppress(StorageError, LeaseLostError):
-                await self._put_back(record, run, 0.0, attempted=False)
-            raise
-        else:
-            if result is not None:
-                await self._finish(record, run, TaskStatus.SUCCESS, result=result)
-            elif run.lost:
-                logger.warning("task %s took its worker too long to renew its lease, and is with another", record.id)
-            elif run.cancelled:
-                await self._finish(record, run, TaskStatus.CANCELLED)
-            else:
-                await self._put_back(record, run, 0.0, attempted=False)
-        finally:
-            del self._runs[record.id]
-
-    async def _settle_failure(self, record: TaskRecord, run: Run, handler: Handler[..., Any], error: Exception) -> None:
-        again, error = judge(handler.retry, error, record.attempts)
-        told = type(error).__name__, str(error)
-        if again and not run.cancelled:
-            delay = handler.retry.backoff(record.attempts)
-            logger.warning(
-                "%s, task %s, failed, and is run again in %.3g s", record.name, record.id, delay, exc_info=error
-            )
-            await self._put_back(record, run, delay, error=told)
-        else:
-            logger.error("%s, task %s, failed", record.name, record.id, exc_info=error)
-            await self._finish(record, run, TaskStatus.FAILED, error=told)
-
-    async def _finish(self, record: TaskRecord, run: Run, status: TaskStatus, **outcome: Any) -> None:
-        ended = await self._store.change(
-            record.id, partial(finish, worker=run.worker, status=status, now=self._now(), ttl=self._ttl, **outcome)
-        )
-        if ended is not None:
-            self._announce(ended)
-        await run.message.ack()
-
-    async def _put_back(self, record: TaskRecord, run: Run, delay: float, **how: Any) -> None:
-        await self._store.change(record.id, partial(put_back, worker=run.worker, run_at=self._now() + delay, **how))
-        await run.message.nack(delay)
-
-    async def _report(self, task_id: str, run: Run, progress: ProgressReport) -> None:
-        await self._store.change(task_id, partial(report, worker=run.worker, progress=progress))
-
-    async def _keep(self) -> None:
-        """Renew the leases of what runs, and see whether its cancellation was asked for."""
-        while True:
-            await sleep(min(self._lease / 3, HEARTBEAT))
-            for task_id, run in list(self._runs.items()):
-                try:
-                    record = await self._store.change(
-                        task_id, partial(renew, worker=run.worker, lease_until=self._now() + self._lease)
-                    )
-                except StorageError as error:
-                    logger.warning("the lease of task %s could not be renewed: %s", task_id, error)
-                    continue
-                if task_id in self._runs and (record is None or record.cancel_requested):
-                    run.lost = record is None
-                    run.cancelled = record is not None
-                    run.scope.cancel()
-            for message in [message for intake in self._intakes for message in intake.held]:
-                if not message.settled:
-                    try:
-                        await message.extend()
-                    except (StorageError, LeaseLostError) as error:
-                        logger.warning("the lease of %r could not be renewed: %s", message, error)
+        await self._bus.publish(topic_of(name), task_id.encode(), headers=headers)
 
     async def _sweep(self, entered: float) -> None:
         """Forget what has expired, and tell the workers once more of what nobody has come to.
@@ -777,8 +551,8 @@ class TaskService:
 
     async def _look_around(self) -> None:
         """Look in the store for what other processes were given, of which the bus can't tell; only while idle."""
-        while not self._stopped:
-            if len(self._runs) < self._workers:
+        while not self._runner.stopped:
+            if self._runner.busy < self._workers:
                 await self._protect(self._tell_neglected, self._now() - LOOK_INTERVAL, self._workers * LOOK_AHEAD)
             await sleep(LOOK_INTERVAL)
 

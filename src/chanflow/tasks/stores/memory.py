@@ -23,6 +23,7 @@ class MemoryStore(Store):
         self._records: dict[str, TaskRecord] = {}
         self._keys: dict[str, str] = {}
         self._expiring: list[tuple[float, str]] = []
+        self._counts: dict[TaskStatus, int] = dict.fromkeys(TaskStatus, 0)
 
     async def open(self) -> None:
         """Nothing needs to be done."""
@@ -38,6 +39,7 @@ class MemoryStore(Store):
             if there is not None:
                 return there
         self._records[record.id] = record
+        self._counts[record.status] += 1
         return record
 
     async def get(self, task_id: str, now: float) -> TaskRecord | None:
@@ -47,8 +49,10 @@ class MemoryStore(Store):
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
         record = self._records.get(task_id)
         changed = None if record is None else change(record)
-        if changed is not None:
+        if record is not None and changed is not None:
             self._records[task_id] = changed
+            self._counts[record.status] -= 1
+            self._counts[changed.status] += 1
             if changed.expires_at is not None:
                 heappush(self._expiring, (changed.expires_at, task_id))
         return changed
@@ -68,10 +72,8 @@ class MemoryStore(Store):
         return list(islice(chosen, limit))
 
     async def count(self, now: float) -> dict[TaskStatus, int]:
-        counts = dict.fromkeys(TaskStatus, 0)
-        for record in self._newest(now, None):
-            counts[record.status] += 1
-        return counts
+        await self.forget(now)
+        return dict(self._counts)
 
     async def neglected(self, since: float, limit: int) -> Sequence[str]:
         records = self._records.values()
@@ -86,5 +88,6 @@ class MemoryStore(Store):
             # It may have been revived, and expire later.
             if record is not None and expired(record, now):
                 del self._records[task_id]
+                self._counts[record.status] -= 1
                 if record.idempotency_key is not None:
                     self._keys.pop(record.idempotency_key, None)

@@ -1,0 +1,31 @@
+"""What can be wrong with a task that is asked for."""
+
+from __future__ import annotations
+
+from chanflow.tasks.record import TaskRecord
+
+__all__ = ["IdempotencyError", "TaskCancelledError", "TaskFailedError", "UnknownTaskError"]
+
+
+class UnknownTaskError(LookupError):
+    """There is no such task, or no such handler: it never was, or has expired."""
+
+
+class IdempotencyError(ValueError):
+    """An idempotency key was used before, for another task or other arguments."""
+
+
+class TaskFailedError(Exception):
+    """A task failed; `record` tells how. The traceback is in the log of its worker."""
+
+    def __init__(self, record: TaskRecord) -> None:
+        super().__init__(f"{record.name} failed: {record.error_type}: {record.error_message}")
+        self.record: TaskRecord = record
+
+
+class TaskCancelledError(Exception):
+    """A task was cancelled."""
+
+    def __init__(self, record: TaskRecord) -> None:
+        super().__init__(f"{record.name} was cancelled")
+        self.record: TaskRecord = record
