@@ -1037,13 +1037,13 @@ def test_registering_refuses() -> None:
         (lambda: register(5), TypeError, "a task must be a function, got 5"),
         (lambda: register(retry=3), TypeError, "retry must be a Retry, got 3"),
         (lambda: register(timeout=0), ValueError, "timeout must be > 0, got 0"),
-        (lambda: register(name=""), ValueError, "name must be a str of 1 to 200 characters, got ''"),
+        (lambda: register(name=""), ValueError, "name must be a str of 1 to 200 characters without a slash, got ''"),
         (
             lambda: register(partial(double)),
             TypeError,
             f"a task that is no plain function needs a name: {partial(double)!r}",
         ),
-        (lambda: register(name=5), ValueError, "name must be a str of 1 to 200 characters, got 5"),
+        (lambda: register(name=5), ValueError, "name must be a str of 1 to 200 characters without a slash, got 5"),
         (
             lambda: register(positional),
             TypeError,

@@ -98,7 +98,9 @@ class Handler(Generic[P, R]):
             else:
                 # Left to the function.
                 fields.append((parameter.name, Union[hint, msgspec.UnsetType], msgspec.UNSET))  # noqa: UP007 -- a hint may be a string
-        self._decoder: msgspec.msgpack.Decoder[msgspec.Struct] = make_decoder(name, fields)
+        self.arguments: type[msgspec.Struct] = make_struct(name, fields)
+        self._decoder: msgspec.msgpack.Decoder[msgspec.Struct] = msgspec.msgpack.Decoder(self.arguments)
+        self._json_decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(self.arguments)
         self.returns: Any = hints.get("return", Any)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
@@ -122,14 +124,27 @@ class Handler(Generic[P, R]):
         self._decode(encoded)
         return encoded
 
+    def encode_json(self, body: bytes | bytearray) -> bytes:
+        """Check arguments that are a JSON object, and make of them what is stored.
+
+        Raises:
+            ArgumentError: one is missing, unknown or of the wrong type.
+            ValueError: it is no JSON.
+        """
+        try:
+            decoded = self._json_decoder.decode(body)
+        except msgspec.ValidationError as error:
+            msg = f"arguments of {self.name}: {error}"
+            raise ArgumentError(msg) from error
+        return self.encode(given(decoded))
+
     def _decode(self, encoded: bytes) -> dict[str, Any]:
         try:
             decoded = self._decoder.decode(encoded)
         except msgspec.ValidationError as error:
             msg = f"arguments of {self.name}: {error}"
             raise ArgumentError(msg) from error
-        values = ((name, getattr(decoded, name)) for name in decoded.__struct_fields__)
-        return {name: value for name, value in values if value is not msgspec.UNSET}
+        return given(decoded)
 
     def bind(self, limiter: CapacityLimiter) -> None:
         """Get ready to be attempted; the limiter bounds the threads of plain functions."""
@@ -185,11 +200,18 @@ def by_name(fn: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
     return call
 
 
-def make_decoder(name: str, fields: list[Any]) -> msgspec.msgpack.Decoder[msgspec.Struct]:
-    """Make what reads a function's arguments, by their type hints."""
+def given(arguments: msgspec.Struct) -> dict[str, Any]:
+    """Give the arguments that are not left to the function."""
+    values = ((name, getattr(arguments, name)) for name in arguments.__struct_fields__)
+    return {name: value for name, value in values if value is not msgspec.UNSET}
+
+
+def make_struct(name: str, fields: list[Any]) -> type[msgspec.Struct]:
+    """Make what a function's arguments are read as, by their type hints."""
     try:
         struct = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
-        return msgspec.msgpack.Decoder(struct)
+        msgspec.msgpack.Decoder(struct)
     except TypeError as error:
         msg = f"the type hints of {name} are not for plain data: {error}"
         raise TypeError(msg) from error
+    return struct

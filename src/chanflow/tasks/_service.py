@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from functools import partial
 from secrets import token_hex
 from types import MappingProxyType, TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
@@ -30,6 +30,8 @@ from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, requeue, reviv
 from chanflow.tasks.store import Store
 
 __all__ = ["TaskService"]
+
+ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,7 +133,8 @@ class TaskService:
 
         Args:
             fn: the function.
-            name: what the task is called in the store; the function's own name by default.
+            name: what the task is called in the store, from 1 to 200 characters without a slash; the function's own
+                name by default.
             retry: how often to attempt it; once by default.
             timeout: seconds for one attempt, greater than 0; None for no bound.
 
@@ -148,8 +151,8 @@ class TaskService:
         if not isinstance(retry, Retry):
             msg = f"retry must be a Retry, got {retry!r}"
             raise TypeError(msg)
-        if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME):
-            msg = f"name must be a str of 1 to {MAX_NAME} characters, got {name!r}"
+        if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and "/" not in name):
+            msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {name!r}"
             raise ValueError(msg)
         if self._tasks is not None:
             msg = "tasks must be registered before the service's block is entered"
@@ -271,6 +274,49 @@ class TaskService:
             msg = "the task service is closed, or its block was not entered"
             raise ClosedResourceError(msg)
 
+    def asgi(
+        self,
+        *,
+        tokens: Sequence[str] | None = None,
+        max_pending: int = 1000,
+        max_body: int = 1_000_000,
+        max_wait: float = 60.0,
+        dead_letters: Sequence[str] = (),
+    ) -> ASGIApp:
+        """Make an ASGI app that serves the tasks over HTTP, with a dashboard at its root.
+
+        Served by itself, it enters the service's block. Mounted in another app, it leaves that to the other's
+        lifespan.
+
+        Args:
+            tokens: bearer tokens of which a request needs one; None for none needed.
+            max_pending: how many tasks may be pending before more are refused, at least 1.
+            max_body: how many bytes the body of a request may have, at least 1.
+            max_wait: for how many seconds a request may wait for a task's end, at least 0.
+            dead_letters: dead-letter topics of the service's bus, for the dashboard.
+
+        Raises:
+            ModuleNotFoundError: what it needs is not installed.
+            TypeError, ValueError: an argument is not as said above.
+        """
+        if tokens is not None and (
+            isinstance(tokens, str) or not tokens or not all(isinstance(token, str) and token for token in tokens)
+        ):
+            # Without the tokens themselves.
+            msg = f"tokens must be a sequence of one str or more, none empty, or None, got a {type(tokens).__name__}"
+            raise TypeError(msg)
+        check_count("max_pending", max_pending, 1)
+        check_count("max_body", max_body, 1)
+        check_seconds("max_wait", max_wait)
+        if isinstance(dead_letters, str):
+            msg = f"dead_letters must be a sequence of topics, got {dead_letters!r}"
+            raise TypeError(msg)
+        from chanflow.tasks.http._app import make_app  # noqa: PLC0415 -- what it needs may be missing
+
+        return make_app(
+            self, tokens, max_pending=max_pending, max_body=max_body, max_wait=max_wait, dead_letters=dead_letters
+        )
+
     # What others ask of it
 
     async def submit(
@@ -306,13 +352,25 @@ class TaskService:
         """
         self._check_open()
         registered = self._find(handler)
+        return await self.submit_encoded(
+            registered, registered.encode(arguments), idempotency_key=idempotency_key, delay=delay
+        )
+
+    async def submit_encoded(
+        self,
+        handler: Handler[..., Any] | str,
+        encoded: bytes,
+        *,
+        idempotency_key: str | None = None,
+        delay: float = 0.0,
+    ) -> str:
+        """Submit a task with arguments that `Handler.encode` or `Handler.encode_json` has checked; else as `submit`."""
+        self._check_open()
+        name = self._find(handler).name
         check_seconds("delay", delay)
         if idempotency_key is not None and not isinstance(idempotency_key, str):
             msg = f"idempotency_key must be a str or None, got {idempotency_key!r}"
             raise TypeError(msg)
-        return await self._submit(registered.name, registered.encode(arguments), idempotency_key, delay)
-
-    async def _submit(self, name: str, encoded: bytes, idempotency_key: str | None, delay: float) -> str:
         now = self._now()
         record = TaskRecord(
             id=token_hex(16),
@@ -509,10 +567,25 @@ class TaskService:
         self._check_open()
         return await self._store.count(self._now())
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the service's block was entered, and not left."""
+        return self._tasks is not None
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it takes up nothing more: `shutdown` was called, or the block is not entered."""
+        return self._tasks is None or self._runner.stopped
+
     def statistics(self) -> TaskStatistics:
         """Give figures of what was submitted and run in this process, since the service was made."""
         busy = 0 if self._tasks is None else self._runner.busy
         return self._tally.snapshot(self._workers, busy)
+
+    @property
+    def bus(self) -> Bus:
+        """What tells the workers, and may carry other messages, too."""
+        return self._bus
 
     @property
     def handlers(self) -> Mapping[str, Handler[Any, Any]]:

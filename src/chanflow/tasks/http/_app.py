@@ -1,0 +1,314 @@
+"""The ASGI app of a task service: its routes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from anyio import create_task_group, move_on_after
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from chanflow.tasks.http._guard import Guard
+from chanflow.tasks.http._live import Live
+from chanflow.tasks.http._metrics import render
+from chanflow.tasks.http._openapi import describe
+from chanflow.tasks.http._problem import HANDLERS, SAFE, Problem, json_response
+from chanflow.tasks.http._request import (
+    idempotency_key,
+    number,
+    parse,
+    preferred_wait,
+    read_json,
+    status,
+    until_gone,
+)
+from chanflow.tasks.http._stream import EventStream, event
+from chanflow.tasks.record import TaskRecord, TaskStatus
+from chanflow.tasks.wire import moment, to_json
+
+if TYPE_CHECKING:
+    from chanflow.tasks._service import TaskService
+
+__all__ = ["App", "make_app"]
+
+RETRY_AFTER = "1"
+"""Seconds after which to ask again."""
+MAX_DELAY = 31_536_000.0
+"""Seconds: a year."""
+MAX_PAGE = 1000
+COUNT_INTERVAL = 0.25
+"""Seconds for which a count of the pending tasks is good enough; what is accepted meanwhile is added to it."""
+FULL_INTERVAL = 0.02
+"""The same while tasks are refused."""
+DEAD_LETTERS = 100
+"""How many of a topic are listed."""
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+PAGE_TYPES = {"index.html": "text/html", "dashboard.js": "text/javascript", "dashboard.css": "text/css"}
+
+
+class Replay(msgspec.Struct, forbid_unknown_fields=True):
+    """Which dead letters to replay; None for all."""
+
+    ids: list[str] | None = None
+
+
+class App:
+    """The routes.
+
+    Args:
+        service: whose tasks they are.
+        max_pending: how many tasks may be pending before more are refused.
+        max_body: bytes.
+        max_wait: seconds that a request may wait for a task's end.
+        dead_letters: topics of the service's bus to show.
+    """
+
+    def __init__(
+        self, service: TaskService, *, max_pending: int, max_body: int, max_wait: float, dead_letters: Sequence[str]
+    ) -> None:
+        self._service = service
+        self._max_pending = max_pending
+        self._max_body = max_body
+        self._max_wait = max_wait
+        self._dead_letters = tuple(dead_letters)
+        self._live = Live(service)
+        self._pending = 0
+        self._counted_at = -math.inf
+
+    def routes(self) -> list[Route]:
+        """Give all routes."""
+        pages = [
+            Route("/" if name == "index.html" else f"/{name}", page_file(name, kind))
+            for name, kind in PAGE_TYPES.items()
+        ]
+        return [
+            *pages,
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
+            Route("/handlers", self.handlers),
+            Route("/events", self.events),
+            Route("/dead-letters", self.dead_letters),
+            Route("/dead-letters/{topic}/replay", self.replay, methods=["POST"]),
+            Route("/tasks", self.page),
+            Route("/tasks/{name}", self.submit, methods=["POST"]),
+            Route("/tasks/{task_id}", self.get),
+            Route("/tasks/{task_id}", self.cancel, methods=["DELETE"]),
+            Route("/tasks/{task_id}/retry", self.retry, methods=["POST"]),
+            Route("/tasks/{task_id}/events", self.watch),
+        ]
+
+    # Tasks
+
+    async def submit(self, request: Request) -> Response:
+        """Accept a task."""
+        service, name = self._service, request.path_params["name"]
+        handler = service.handlers.get(name)
+        if handler is None:
+            raise Problem(404, f"there is no task {name!r}")
+        await self._check_room()
+        key, delay = idempotency_key(request), number(request, "delay", 0.0, 0.0, MAX_DELAY)
+        wait = preferred_wait(request, self._max_wait)
+        body = await read_json(request, self._max_body)
+        try:
+            encoded = handler.encode_json(body)
+        except msgspec.DecodeError as error:
+            raise Problem(400, f"the body is not JSON: {error}") from None
+        task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay)
+        self._pending += 1
+        url = f"{request.scope.get('root_path', '')}/tasks/{task_id}"
+        headers = {"Location": url, "Retry-After": RETRY_AFTER}
+        record: TaskRecord | None = None
+        if wait is not None:
+            record = await self._wait(request, task_id, wait)
+            headers["Preference-Applied"] = f"wait={wait:g}"
+            if record.status.is_end:
+                del headers["Retry-After"]
+                return json_response(to_json(record), 200, headers)
+        elif key is not None:
+            record = await service.get(task_id)
+        state = TaskStatus.PENDING if record is None else record.status
+        return json_response({"task_id": task_id, "status": state.value, "status_url": url}, 202, headers)
+
+    async def _check_room(self) -> None:
+        """Refuse a task where too many are pending, or that nobody here would run."""
+        if self._service.is_draining:
+            raise Problem(503, "the service is stopping, or was not started", {"Retry-After": "5"})
+        now, full = time.monotonic(), self._pending >= self._max_pending
+        if now - self._counted_at > (FULL_INTERVAL if full else COUNT_INTERVAL):
+            self._counted_at = now
+            self._pending = (await self._service.count())[TaskStatus.PENDING]
+        if self._pending >= self._max_pending:
+            raise Problem(503, f"{self._max_pending} tasks or more are pending", {"Retry-After": RETRY_AFTER})
+
+    async def _wait(self, request: Request, task_id: str, seconds: float) -> TaskRecord:
+        """Wait for a task's end, for so long at most and while the client is there."""
+        async with create_task_group() as tasks:
+            tasks.start_soon(until_gone, request.receive, tasks.cancel_scope)
+            with move_on_after(seconds):
+                await self._service.wait(task_id)
+            tasks.cancel_scope.cancel()
+        return await self._service.get(task_id)
+
+    async def get(self, request: Request) -> Response:
+        """Tell of a task, at once or when it has ended."""
+        task_id, wait = request.path_params["task_id"], preferred_wait(request, self._max_wait)
+        record = await self._service.get(task_id)
+        headers: dict[str, str] = {}
+        if wait is not None:
+            headers["Preference-Applied"] = f"wait={wait:g}"
+            if not record.status.is_end:
+                record = await self._wait(request, task_id, wait)
+        if not record.status.is_end:
+            headers["Retry-After"] = RETRY_AFTER
+        return json_response(to_json(record), 200, headers)
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a task."""
+        record = await self._service.cancel(request.path_params["task_id"])
+        return json_response(to_json(record), 200 if record.status.is_end else 202)
+
+    async def retry(self, request: Request) -> Response:
+        """Run a task again."""
+        task_id = request.path_params["task_id"]
+        before = await self._service.get(task_id)
+        if before.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
+            raise Problem(
+                409, f"only a task that failed or was cancelled can be retried; this one is {before.status.value}"
+            )
+        return json_response(to_json(await self._service.retry(task_id)), 202)
+
+    async def watch(self, request: Request) -> Response:
+        """Tell of a task after each change."""
+        task_id = request.path_params["task_id"]
+        # An unknown one is told before the stream begins.
+        await self._service.get(task_id)
+        return EventStream(changes(self._service, task_id))
+
+    async def page(self, request: Request) -> Response:
+        """List tasks."""
+        query = request.query_params
+        name, limit = query.get("name"), int(number(request, "limit", 100, 1, MAX_PAGE))
+        # The store knows no names: so many are looked at, and what is left is for the next page.
+        look = MAX_PAGE if name else limit
+        records = await self._service.page(status=status(request), after=query.get("after"), limit=look)
+        found = [record for record in records if not name or record.name == name]
+        following = None
+        if len(records) == look or len(found) > limit:
+            following = (found[limit - 1] if len(found) >= limit else records[-1]).id
+        return json_response({"tasks": [to_json(record, whole=False) for record in found[:limit]], "next": following})
+
+    # The service
+
+    async def health(self, _request: Request) -> Response:
+        """Tell whether tasks are accepted."""
+        if not self._service.is_draining:
+            return json_response({"status": "ok"})
+        return json_response({"status": "draining"}, 503, {"Retry-After": "5"})
+
+    async def metrics(self, _request: Request) -> Response:
+        """Give figures to Prometheus."""
+        text = render(await self._service.count(), self._service.statistics())
+        return Response(text, headers=SAFE | {"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def openapi(self, _request: Request) -> Response:
+        """Describe all this."""
+        return json_response(describe(self._service.handlers))
+
+    async def handlers(self, _request: Request) -> Response:
+        """Say what can be submitted."""
+        handlers = [
+            {
+                "name": name,
+                "description": handler.__doc__,
+                "arguments": msgspec.json.schema(handler.arguments),
+            }
+            for name, handler in self._service.handlers.items()
+        ]
+        return json_response({"handlers": handlers})
+
+    async def events(self, _request: Request) -> Response:
+        """Tell of the service each second."""
+        await self._service.count()
+        return EventStream(self._live.stream())
+
+    async def dead_letters(self, _request: Request) -> Response:
+        """List dead letters."""
+        bus = self._service.bus
+        topics = [
+            {"topic": topic, "messages": [letter(dead) for dead in await bus.dead_letters(topic, DEAD_LETTERS)]}
+            for topic in self._dead_letters
+        ]
+        return json_response({"topics": topics})
+
+    async def replay(self, request: Request) -> Response:
+        """Replay dead letters."""
+        topic = request.path_params["topic"]
+        if topic not in self._dead_letters:
+            raise Problem(404, f"{topic!r} is none of the dead-letter topics that are shown")
+        which = parse(await read_json(request, self._max_body), Replay)
+        return json_response({"replayed": await self._service.bus.replay(topic, which.ids)})
+
+
+def make_app(service: TaskService, tokens: Sequence[str] | None, **options: Any) -> Guard:
+    """Make the app; on its own, it enters the service's block unless that was done already."""
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            if not service.is_open:
+                await stack.enter_async_context(service)
+            yield
+
+    handlers: Mapping[Any, Any] = HANDLERS
+    return Guard(
+        Starlette(routes=App(service, **options).routes(), exception_handlers=handlers, lifespan=lifespan), tokens
+    )
+
+
+async def changes(service: TaskService, task_id: str) -> AsyncGenerator[bytes, None]:
+    """Give what becomes of a task as messages."""
+    async for record in service.watch(task_id):
+        yield event("record", to_json(record))
+
+
+def letter(dead: Any) -> dict[str, Any]:
+    """Say what is known of a dead letter."""
+    return {
+        "id": dead.id,
+        "topic": dead.topic,
+        "group": dead.group,
+        "reason": dead.reason,
+        "attempts": dead.attempts,
+        "body": dead.body.decode("utf-8", "replace"),
+        "key": dead.key,
+        "headers": dict(dead.headers),
+        "died_at": moment(dead.died_at),
+    }
+
+
+def page_file(name: str, kind: str) -> Any:
+    """Make the route of a file of the dashboard."""
+
+    async def answer(_request: Request) -> Response:
+        text = (resources.files("chanflow.tasks.http") / "dashboard" / name).read_bytes()
+        headers = SAFE | {
+            "Cache-Control": "no-cache",
+            "Content-Security-Policy": PAGE_POLICY,
+            "Referrer-Policy": "no-referrer",
+        }
+        return Response(text, headers=headers, media_type=kind)
+
+    return answer

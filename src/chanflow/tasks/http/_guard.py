@@ -1,0 +1,68 @@
+"""Who may come in: bearer tokens, and no other sites' pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from hmac import compare_digest
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chanflow.tasks.http._problem import Problem
+
+__all__ = ["Guard"]
+
+OPEN = {"", "/", "/dashboard.js", "/dashboard.css", "/health"}
+"""What needs no token: the page has no data in it."""
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+
+
+class Guard:
+    """Lets pass what has one of the tokens.
+
+    Args:
+        app: what it guards.
+        tokens: any of them will do; None for no need of one.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Sequence[str] | None) -> None:
+        self._app = app
+        # Digests are of one length, so that comparing takes the same time for all.
+        self._digests = None if tokens is None else [digest(token) for token in tokens]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            problem = self._judge(scope, headers)
+            if problem is not None:
+                await problem.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _judge(self, scope: Scope, headers: Headers) -> Problem | None:
+        # A browser says whose page asks. Without tokens, any page could otherwise act on a service of this machine.
+        if scope["method"] not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site":
+            return Problem(403, "another site's page must not change anything here")
+        if self._digests is None or path_of(scope) in OPEN:
+            return None
+        kind, _, token = headers.get("authorization", "").partition(" ")
+        shown, known = digest(token.strip()), False
+        for each in self._digests:
+            # All of them, so that the time doesn't tell which one was close.
+            known |= compare_digest(each, shown)
+        if known and kind.lower() == "bearer":
+            return None
+        return Problem(401, "this needs a valid bearer token", {"WWW-Authenticate": "Bearer"})
+
+
+def path_of(scope: Scope) -> str:
+    """Give the path below where the app is mounted."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def digest(token: str) -> bytes:
+    """Give what is compared in place of a token."""
+    return sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,78 @@
+"""What went wrong, told as a problem: RFC 9457."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+from anyio import ClosedResourceError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from chanflow._storage import StorageError
+from chanflow.tasks._errors import IdempotencyError, UnknownTaskError
+from chanflow.tasks._handler import ArgumentError
+
+__all__ = ["HANDLERS", "Problem", "json_response"]
+
+SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+STORAGE_RETRY = "5"
+"""Seconds after which to try again when the store or the bus failed."""
+
+
+class Problem(Exception):  # noqa: N818 -- the word of the RFC
+    """An answer that is no success."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status: int = status
+        self.headers: dict[str, str] = headers or {}
+
+    def response(self) -> Response:
+        """Make the answer."""
+        body = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": str(self),
+        }
+        return json_response(body, self.status, self.headers, media_type="application/problem+json")
+
+
+def json_response(
+    body: object, status: int = 200, headers: dict[str, str] | None = None, media_type: str = "application/json"
+) -> Response:
+    """Answer with JSON."""
+    return Response(msgspec.json.encode(body), status, headers=SAFE | (headers or {}), media_type=media_type)
+
+
+def to_problem(error: Exception) -> Problem:
+    """Say of an error what it means to the client."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, HTTPException):
+        return Problem(error.status_code, error.detail, dict(error.headers or {}))
+    if isinstance(error, StorageError | ClosedResourceError):
+        return Problem(503, str(error), {"Retry-After": STORAGE_RETRY})
+    status = {UnknownTaskError: 404, IdempotencyError: 409, ArgumentError: 422}[type(error)]
+    return Problem(status, str(error))
+
+
+async def handle(_request: Request, error: Exception) -> Response:
+    """Answer with a problem."""
+    return to_problem(error).response()
+
+
+HANDLERS = dict.fromkeys(
+    (
+        Problem,
+        HTTPException,
+        StorageError,
+        ClosedResourceError,
+        UnknownTaskError,
+        IdempotencyError,
+        ArgumentError,
+    ),
+    handle,
+)

@@ -1,0 +1,111 @@
+"""What a request says: its body, its preferences and its parameters, each checked."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TypeVar
+
+import msgspec
+from anyio import CancelScope
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from chanflow.tasks.http._problem import Problem
+from chanflow.tasks.record import TaskStatus
+
+__all__ = ["idempotency_key", "number", "parse", "preferred_wait", "read_json", "status", "until_gone"]
+
+T = TypeVar("T")
+
+WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
+MAX_KEY = 255
+
+
+async def read_json(request: Request, limit: int) -> bytes:
+    """Read a body of JSON; one that is left out is an empty object.
+
+    Raises:
+        Problem: it is no JSON by its type, or too long: then the rest of it is not read.
+    """
+    body = await read(request, limit)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not body and not kind:
+        return b"{}"
+    if kind != "application/json":
+        raise Problem(415, f"the body must be application/json, got {kind or 'no content type'}")
+    return body
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """Read a body of so many bytes at most."""
+    too_long = Problem(413, f"the body must have at most {limit} bytes", {"Connection": "close"})
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise too_long
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise too_long
+    except ClientDisconnect:
+        # Nobody is left to be told.
+        msg = "the client went away"
+        raise Problem(400, msg) from None
+    return bytes(body)
+
+
+async def until_gone(receive: Receive, scope: CancelScope) -> None:
+    """Cancel a scope when the client goes away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Read JSON of a known form."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, str(error)) from None
+    except ValueError as error:
+        raise Problem(400, f"the body is not JSON: {error}") from None
+
+
+def preferred_wait(request: Request, most: float) -> float | None:
+    """Give the seconds that the client would wait: `Prefer: wait=N`, RFC 7240; None if it says nothing of that."""
+    found = WAIT.search(", ".join(request.headers.getlist("prefer")))
+    return None if found is None else min(float(found[1]), most)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """Give the key of a submission that may come twice; None where there is none."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= MAX_KEY:
+        raise Problem(422, f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}")
+    return key
+
+
+def number(request: Request, name: str, default: float, least: float, most: float) -> float:
+    """Give a number of the query."""
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise Problem(422, f"{name} must be a number from {least:g} to {most:g}, got {text!r}")
+    return value
+
+
+def status(request: Request) -> TaskStatus | None:
+    """Give the status of the query; None for any."""
+    text = request.query_params.get("status")
+    if text is None:
+        return None
+    if text not in set(TaskStatus):
+        raise Problem(422, f"status must be one of {', '.join(TaskStatus)}, got {text!r}")
+    return TaskStatus(text)

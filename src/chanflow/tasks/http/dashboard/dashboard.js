@@ -1,0 +1,834 @@
+// The dashboard of a chanflow task service: one page that talks to the HTTP API it is served beside.
+//
+// Invariants:
+// 1. Whatever came from the server enters the page as text (`textContent`, `value`), never as markup.
+// 2. Every URL is relative, since the service may be mounted below a prefix.
+// 3. A node with the focus stays: rows are found again by key and updated in place, and the row in use is not removed.
+// 4. Without a token that the server takes, nothing but the login form shows.
+"use strict";
+
+const PAGE_SIZE = 50;
+const POLL_SECONDS = 5; // For what the snapshots don't tell: older rows, dead letters.
+const CHART_SECONDS = 120;
+const GAP_SECONDS = 3.5; // Snapshots come each second: after a longer pause the line of a chart is broken.
+const SILENT_SECONDS = 30; // A stream that is silent for so long is dead, whatever the socket says.
+const FIRST_DELAY = 0.5;
+const LAST_DELAY = 10;
+const CELL_CHARACTERS = 200;
+const TEXT_CHARACTERS = 20_000;
+const TOKEN_KEY = `chanflow token ${location.pathname}`; // By path: two services may share an origin.
+const ENDS = ["success", "failed", "cancelled"];
+
+const $ = (id) => document.getElementById(id);
+
+// --- Text and nodes -------------------------------------------------------------------------------------------------
+
+function cut(text, limit = CELL_CHARACTERS) {
+  // A pair of surrogates that is cut in two would show as a broken character.
+  return text.length > limit ? `${text.slice(0, limit).replace(/[\ud800-\udbff]$/, "")}…` : text;
+}
+
+function setText(node, text) {
+  // Setting the same text again would drop the user's selection, and have it read aloud again.
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function make(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+function makeSvg(tag, attributes) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+/** Make the children of `parent` those of `items`, in order; one that stays is the same node, updated in place. */
+function reconcile(parent, items, { attribute, key, create, update }) {
+  const wanted = new Map(items.map((item) => [String(key(item)), item]));
+  const present = new Map();
+  // First those that go: otherwise all that follow a gap would be moved, and moving a node takes its focus.
+  for (const node of [...parent.children]) {
+    if (wanted.has(node.dataset[attribute])) present.set(node.dataset[attribute], node);
+    else node.remove();
+  }
+  let place = parent.firstElementChild;
+  for (const [id, item] of wanted) {
+    const node = present.get(id) ?? create(item);
+    node.dataset[attribute] = id;
+    update(node, item);
+    if (node === place) place = place.nextElementSibling;
+    else parent.insertBefore(node, place);
+  }
+}
+
+/** Show a text that may be huge: its beginning, and the rest when asked for. */
+function setLongText(box, text, label) {
+  if (box.shownText === text) return;
+  box.shownText = text;
+  const pre = make("pre", { textContent: cut(text, TEXT_CHARACTERS), tabIndex: 0, dir: "auto" });
+  pre.setAttribute("role", "region");
+  pre.setAttribute("aria-label", label);
+  box.replaceChildren(pre);
+  if (text.length <= TEXT_CHARACTERS) return;
+  const button = make("button", { type: "button", textContent: `Show all ${text.length.toLocaleString()} characters` });
+  button.className = "show-all";
+  button.addEventListener("click", () => {
+    // A textarea, as it neither wraps nor paints what is out of sight: a <pre> of 1 MB in one line takes seconds.
+    const area = make("textarea", { readOnly: true, wrap: "off", rows: 16, value: text, dir: "auto" });
+    area.setAttribute("aria-label", label);
+    box.replaceChildren(area);
+    area.focus();
+  });
+  box.append(button);
+}
+
+const pretty = (value) => JSON.stringify(value, null, 2);
+
+/** Parse JSON; integers that a double can't hold keep their digits, in browsers that can do it. */
+function parse(text) {
+  return JSON.parse(text, (_, value, context) =>
+    typeof value === "number" && !Number.isSafeInteger(value) && /^-?\d+$/.test(context?.source)
+      ? JSON.rawJSON(context.source)
+      : value,
+  );
+}
+
+// --- Units ----------------------------------------------------------------------------------------------------------
+
+function duration(seconds) {
+  if (!Number.isFinite(seconds)) return "–";
+  if (seconds < 0.001) return `${Math.max(0, Math.round(seconds * 1e6))} µs`;
+  if (seconds < 0.9995) return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
+  if (seconds < 59.95) return `${seconds.toFixed(seconds < 9.995 ? 2 : 1)} s`;
+  const whole = Math.round(seconds);
+  const [days, hours, minutes] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
+  if (days) return `${days} d ${hours} h`;
+  return hours ? `${hours} h ${minutes} min` : `${minutes} min ${whole % 60} s`;
+}
+
+function rate(perSecond) {
+  return `${perSecond.toLocaleString(undefined, { maximumFractionDigits: perSecond < 10 ? 1 : 0 })}/s`;
+}
+
+function localTime(iso) {
+  const time = new Date(iso);
+  if (Number.isNaN(time.getTime())) return "–";
+  const today = time.toDateString() === new Date().toDateString();
+  const precise = today ? { second: "2-digit" } : { month: "short", day: "numeric" };
+  return time.toLocaleString(undefined, { ...precise, hour: "2-digit", minute: "2-digit" });
+}
+
+function setTime(node, iso) {
+  setText(node, iso ? localTime(iso) : "–");
+  node.dateTime = iso ?? "";
+  node.title = iso ?? "";
+}
+
+let clockOffset = 0; // Of the server's clock, in milliseconds: how long a task has run is told by the server's clock.
+
+function runSeconds(record) {
+  if (!record.started_at) return NaN;
+  const end = record.finished_at ? Date.parse(record.finished_at) : Date.now() + clockOffset;
+  if (!record.finished_at && record.status !== "running") return NaN;
+  return Math.max(0, (end - Date.parse(record.started_at)) / 1000);
+}
+
+function setProgress(bar, progress) {
+  const { done, total } = progress ?? {};
+  if (Number.isFinite(done) && total > 0 && Number.isFinite(total)) {
+    bar.max = total;
+    bar.value = Math.min(Math.max(done, 0), total);
+    return `${Math.floor(bar.position * 100)}%`;
+  }
+  bar.removeAttribute("value");
+  return "";
+}
+
+// --- Requests -------------------------------------------------------------------------------------------------------
+
+class Problem extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Fetch a path of the API; raise a `Problem` with the server's words for anything but success. */
+async function request(path, { method = "GET", headers = {}, body, signal } = {}) {
+  const token = sessionStorage.getItem(TOKEN_KEY);
+  const sent = token ? { ...headers, Authorization: `Bearer ${token}` } : headers;
+  let response;
+  try {
+    response = await fetch(path, { method, headers: sent, body, signal, cache: "no-store" });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Problem(0, "The server can't be reached.");
+  }
+  if (response.ok) return response;
+  const problem = (await response.json().catch(() => null)) ?? {};
+  // A request that began before the last login has nothing to say about the token of now.
+  if (response.status === 401 && token === sessionStorage.getItem(TOKEN_KEY)) {
+    showLogin(token ? "The server doesn't accept this token." : "");
+  }
+  const words = [problem.title ?? `Error ${response.status}`, problem.detail].filter(Boolean).join(": ");
+  const after = response.headers.get("Retry-After");
+  throw new Problem(response.status, cut(words, 2000) + (after ? ` Try again in ${after} s.` : ""));
+}
+
+const getJson = async (path, options) => parse(await (await request(path, options)).text());
+
+const sendJson = (path, method, body) =>
+  getJson(path, { method, body, headers: body === undefined ? {} : { "Content-Type": "application/json" } });
+
+/** The events of a response, in the format of server-sent events; `onBytes` is called whenever anything arrives. */
+async function* eventsOf(response, onBytes) {
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
+  let buffer = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    onBytes();
+    buffer += decoder.decode(value, { stream: true }).replace(/\r/g, ""); // JSON holds no raw carriage return.
+    const blocks = buffer.split("\n\n");
+    buffer = blocks.pop();
+    for (const block of blocks) {
+      const lines = block.split("\n").filter((line) => line.startsWith("data:"));
+      if (lines.length) yield parse(lines.map((line) => line.slice(5)).join("\n"));
+    }
+  }
+}
+
+/** Follow an event stream until `onEvent` returns true or the signal aborts, connecting again with a growing delay. */
+async function follow(path, signal, { onOpen = () => {}, onEvent, onLost = () => {} }) {
+  let delay = FIRST_DELAY;
+  while (!signal.aborted) {
+    const attempt = new AbortController();
+    const stop = () => attempt.abort();
+    let silence = setTimeout(stop, SILENT_SECONDS * 1000);
+    signal.addEventListener("abort", stop);
+    try {
+      const response = await request(path, { signal: attempt.signal, headers: { Accept: "text/event-stream" } });
+      onOpen();
+      const onBytes = () => {
+        clearTimeout(silence);
+        silence = setTimeout(stop, SILENT_SECONDS * 1000);
+      };
+      for await (const event of eventsOf(response, onBytes)) {
+        delay = FIRST_DELAY;
+        if (signal.aborted || onEvent(event)) return;
+      }
+    } catch (error) {
+      if (error.status === 401 || error.status === 404) return;
+    } finally {
+      clearTimeout(silence);
+      signal.removeEventListener("abort", stop);
+      stop();
+    }
+    if (signal.aborted) return;
+    onLost();
+    await new Promise((resolve) => setTimeout(resolve, delay * 1000));
+    delay = Math.min(delay * 2, LAST_DELAY);
+  }
+}
+
+/** Do the work of a button once at a time, with its outcome told in `output`. */
+async function perform(button, output, work) {
+  // Not `disabled`, which would take the focus from the button.
+  if (button.getAttribute("aria-busy") === "true") return;
+  button.setAttribute("aria-busy", "true");
+  const say = (text, failed) => {
+    setText(output, text ?? "");
+    output.classList.toggle("error", failed);
+  };
+  try {
+    say("", false);
+    say(await work(), false);
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    button.removeAttribute("aria-busy");
+  }
+}
+
+// --- Session --------------------------------------------------------------------------------------------------------
+
+let session = new AbortController();
+
+function start() {
+  session.abort();
+  session = new AbortController();
+  const { signal } = session;
+  setText($("starting"), "Connecting…");
+  $("starting").hidden = !($("app").hidden && $("login-page").hidden);
+  follow("events", signal, {
+    onOpen() {
+      $("starting").hidden = true;
+      $("login-page").hidden = true;
+      $("app").hidden = false;
+      $("logout").hidden = sessionStorage.getItem(TOKEN_KEY) === null;
+      loadHandlers();
+      poll();
+    },
+    onEvent: showSnapshot,
+    onLost() {
+      setText($("starting"), "The server can't be reached. Trying again…");
+      $("starting").hidden = !$("app").hidden;
+      setConnection("reconnecting");
+    },
+  });
+  const timer = setInterval(poll, POLL_SECONDS * 1000);
+  signal.addEventListener("abort", () => clearInterval(timer));
+}
+
+function poll() {
+  if (document.hidden || $("app").hidden) return;
+  loadTasks();
+  loadDeadLetters();
+}
+
+function showLogin(message) {
+  session.abort();
+  $("details").close();
+  sessionStorage.removeItem(TOKEN_KEY);
+  $("starting").hidden = true;
+  $("app").hidden = true;
+  $("login-page").hidden = false;
+  setText($("login-message"), message);
+  $("token").value = "";
+  $("token").focus();
+}
+
+$("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const token = $("token").value.trim();
+  // A header can't carry other characters, so that no server has such a token.
+  if (!/^[\x21-\x7e]+$/.test(token)) return showLogin("The server doesn't accept this token.");
+  sessionStorage.setItem(TOKEN_KEY, token);
+  start();
+});
+
+$("logout").addEventListener("click", () => {
+  sessionStorage.removeItem(TOKEN_KEY);
+  location.reload(); // What was shown leaves the memory too.
+});
+
+document.addEventListener("visibilitychange", poll);
+
+// --- Live figures ---------------------------------------------------------------------------------------------------
+
+function setConnection(state) {
+  $("connection").dataset.state = state;
+  setText($("connection"), state);
+}
+
+function showSnapshot(snapshot) {
+  clockOffset = Date.parse(snapshot.at) - Date.now();
+  setConnection(snapshot.draining ? "draining" : "live");
+  const { busy, total } = snapshot.workers;
+  setText($("workers"), `${busy} of ${total}`);
+  setProgress($("workers-bar"), { done: busy, total });
+  let all = 0;
+  for (const [status, count] of Object.entries(snapshot.counts)) {
+    all += count;
+    setText($(`count-${status}`), count.toLocaleString());
+  }
+  setText($("count-all"), all.toLocaleString());
+  const point = { time: Date.parse(snapshot.at) / 1000, throughput: snapshot.throughput, ...snapshot.latency };
+  throughputChart.add(point);
+  latencyChart.add(point);
+  reconcile($("queues"), snapshot.queues, {
+    attribute: "name",
+    key: (queue) => queue.name,
+    create: (queue) => {
+      const head = make("th", { scope: "row", title: cut(queue.name) }, make("bdi", { textContent: cut(queue.name) }));
+      return make("tr", {}, head, ...QUEUE_COLUMNS.map(() => make("td", { className: "number" })));
+    },
+    update: (row, queue) =>
+      QUEUE_COLUMNS.forEach((column, index) => setText(row.children[index + 1], queue[column].toLocaleString())),
+  });
+  if (page.after === null) mergeTasks(snapshot.recent);
+  else showTasks();
+  if (details.record) showDetails(details.record); // The time that it has run goes on.
+}
+
+const QUEUE_COLUMNS = ["running", "submitted", "success", "failed", "cancelled", "retried"];
+
+/** A line chart of the last two minutes; its legend tells the values of now, or of the time under the pointer. */
+class Chart {
+  // SVG rather than canvas: it is sharp at any resolution, and takes new colours when the theme changes, by itself.
+  constructor(figure, title, series, format) {
+    Object.assign(this, { title, series, format, points: [], pointedAt: null });
+    this.svg = makeSvg("svg", { viewBox: `0 0 ${CHART_SECONDS} 100`, preserveAspectRatio: "none", role: "img" });
+    for (const y of [0, 50, 100]) this.svg.append(makeSvg("line", { class: "grid", x1: 0, x2: CHART_SECONDS, y1: y, y2: y }));
+    this.paths = series.map(({ key }) => makeSvg("path", { class: `line ${key}` }));
+    this.cursor = makeSvg("line", { class: "cursor", y1: 0, y2: 100, visibility: "hidden" });
+    this.svg.append(...this.paths, this.cursor);
+    this.values = series.map(() => make("span", { className: "number" }));
+    const legend = series.map(({ key, label }, index) =>
+      make("span", { className: `key ${key}` }, make("i"), `${label} `, this.values[index]),
+    );
+    this.top = make("span", { className: "axis number" });
+    this.when = make("span", { textContent: "now" });
+    figure.append(
+      make("figcaption", {}, make("h3", { textContent: title }), make("span", { className: "legend" }, ...legend)),
+      make("div", { className: "plot" }, this.svg, this.top),
+      make("div", { className: "axis-x" }, make("span", { textContent: "2 min ago" }), this.when),
+    );
+    this.svg.addEventListener("pointermove", (event) => {
+      const box = this.svg.getBoundingClientRect();
+      this.pointedAt = ((event.clientX - box.left) / box.width) * CHART_SECONDS;
+      this.draw();
+    });
+    this.svg.addEventListener("pointerleave", () => {
+      this.pointedAt = null;
+      this.draw();
+    });
+  }
+
+  add(point) {
+    this.points.push(point);
+    this.points = this.points.filter(({ time }) => time >= point.time - CHART_SECONDS && time <= point.time);
+    this.draw();
+  }
+
+  draw() {
+    const last = this.points[this.points.length - 1];
+    if (!last) return;
+    const x = (point) => CHART_SECONDS - (last.time - point.time);
+    const highest = Math.max(0, ...this.points.flatMap((point) => this.series.map(({ key }) => point[key] ?? 0)));
+    const top = niceCeiling(highest);
+    setText(this.top, this.format(top));
+    this.series.forEach(({ key }, index) => {
+      let line = "";
+      let before = null;
+      for (const point of this.points) {
+        if (point[key] !== null) {
+          const joined = before && before[key] !== null && point.time - before.time < GAP_SECONDS;
+          line += `${joined ? "L" : "M"}${x(point).toFixed(2)} ${(100 - (point[key] / top) * 100).toFixed(2)}`;
+          if (!joined) line += "h0.01"; // So that a lone point is seen.
+        }
+        before = point;
+      }
+      this.paths[index].setAttribute("d", line);
+    });
+    const distance = (point) => Math.abs(x(point) - this.pointedAt);
+    const shown = this.pointedAt === null ? last : this.points.reduce((a, b) => (distance(b) < distance(a) ? b : a));
+    const words = (point, key) => (point[key] === null ? "–" : this.format(point[key]));
+    this.series.forEach(({ key }, index) => setText(this.values[index], words(shown, key)));
+    setText(this.when, shown === last ? "now" : `${Math.round(last.time - shown.time)} s ago`);
+    this.cursor.setAttribute("visibility", this.pointedAt === null ? "hidden" : "visible");
+    this.cursor.setAttribute("x1", x(shown));
+    this.cursor.setAttribute("x2", x(shown));
+    const current = this.series.map(({ key, label }) => `${label} ${words(last, key)}`).join(", ");
+    this.svg.setAttribute("aria-label", `${this.title} over the last 2 minutes. Now: ${current}.`);
+  }
+}
+
+function niceCeiling(value) {
+  if (!(value > 0)) return 1;
+  const power = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].find((step) => step * power >= value) * power;
+}
+
+const throughputChart = new Chart($("throughput-chart"), "Throughput", [{ key: "throughput", label: "ended" }], rate);
+const latencyChart = new Chart(
+  $("latency-chart"),
+  "Latency",
+  [
+    { key: "wait_p50", label: "wait p50" },
+    { key: "wait_p95", label: "wait p95" },
+    { key: "run_p50", label: "run p50" },
+    { key: "run_p95", label: "run p95" },
+  ],
+  duration,
+);
+
+// --- Submit ---------------------------------------------------------------------------------------------------------
+
+let handlers = [];
+
+async function loadHandlers() {
+  try {
+    const loaded = (await getJson("handlers")).handlers;
+    if (pretty(loaded) === pretty(handlers)) return;
+    handlers = loaded;
+  } catch {
+    return; // The next connection tries again.
+  }
+  const option = ({ name }) => make("option", { value: name, textContent: cut(name, 80), dir: "auto" });
+  const [chosen, filter] = [$("submit-name").value, $("name-filter").value];
+  $("submit-name").replaceChildren(...handlers.map(option));
+  $("name-filter").replaceChildren($("name-filter").options[0], ...handlers.map(option));
+  $("name-filter").value = handlers.some(({ name }) => name === filter) ? filter : "";
+  if (handlers.some(({ name }) => name === chosen)) $("submit-name").value = chosen;
+  else prefill();
+}
+
+/** A value to begin from, for a JSON schema: what is required, each with a value of its type. */
+function example(schema, root, depth = 0) {
+  if (depth > 8 || schema === null || typeof schema !== "object") return null;
+  if (typeof schema.$ref === "string") {
+    const steps = schema.$ref.startsWith("#/") ? schema.$ref.slice(2).split("/") : [];
+    const names = steps.map((step) => decodeURIComponent(step).replace(/~1/g, "/").replace(/~0/g, "~"));
+    return example(steps.length ? names.reduce((node, name) => node?.[name], root) : null, root, depth + 1);
+  }
+  if ("default" in schema) return schema.default;
+  if ("const" in schema) return schema.const;
+  if (schema.examples?.length) return schema.examples[0];
+  if (schema.enum?.length) return schema.enum[0];
+  const choices = schema.anyOf ?? schema.oneOf ?? schema.allOf;
+  if (choices?.length) return example(choices[0], root, depth + 1);
+  switch (Array.isArray(schema.type) ? schema.type[0] : schema.type) {
+    case "string":
+      return "";
+    case "integer":
+    case "number":
+      return schema.minimum ?? 0;
+    case "boolean":
+      return false;
+    case "array":
+      return [];
+    case "object": {
+      const required = (schema.required ?? []).map((name) => [name, example(schema.properties?.[name], root, depth + 1)]);
+      return Object.fromEntries(required);
+    }
+    default:
+      return null;
+  }
+}
+
+function prefill() {
+  const handler = handlers.find(({ name }) => name === $("submit-name").value);
+  const schema = handler?.arguments ?? {};
+  setText($("submit-description"), cut(handler?.description ?? "", 1000));
+  setText($("submit-schema"), cut(pretty(schema), TEXT_CHARACTERS));
+  $("submit-arguments").value = pretty(example({ type: "object", ...schema }, schema) ?? {});
+  setText($("submit-message"), "");
+}
+
+$("submit-name").addEventListener("change", prefill);
+
+$("submit-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const text = $("submit-arguments").value.trim() || "{}";
+  perform($("submit-button"), $("submit-message"), async () => {
+    try {
+      JSON.parse(text);
+    } catch (error) {
+      throw new Problem(0, `The arguments are not JSON: ${error.message}`);
+    }
+    // The text as it was written: parsed and printed again, a large integer would be another number.
+    const { task_id } = await sendJson(`tasks/${encodeURIComponent($("submit-name").value)}`, "POST", text);
+    loadTasks();
+    await openTask(task_id);
+    return `Submitted ${task_id}.`;
+  });
+});
+
+// --- Tasks ----------------------------------------------------------------------------------------------------------
+
+// What the table shows: `records` are newest first; `after` is the cursor of this page, null on the first one.
+const page = { status: "", after: null, next: null, records: [], loading: new AbortController() };
+
+const handlerFilter = () => {
+  const words = $("search").value.trim();
+  return $("name-filter").value || (handlers.some(({ name }) => name === words) ? words : "");
+};
+
+/** The row that must stay although its task is no longer asked for: it has the focus, or its details are open. */
+function rowInUse() {
+  return details.record?.id ?? document.activeElement?.closest("#tasks tr")?.dataset.taskId;
+}
+
+function mergeTasks(records) {
+  const inUse = rowInUse();
+  const name = handlerFilter();
+  const asked = (record) => (!page.status || record.status === page.status) && (!name || record.name === name);
+  const merged = new Set(records.map(({ id }) => id));
+  page.records = [...records, ...page.records.filter(({ id }) => !merged.has(id))]
+    .filter((record) => asked(record) || (record.id === inUse && page.records.some(({ id }) => id === inUse)))
+    .sort((a, b) => Date.parse(b.created_at) - Date.parse(a.created_at));
+  const over = page.records.slice(PAGE_SIZE);
+  if (over.length) {
+    page.records = [...page.records.slice(0, PAGE_SIZE), ...over.filter(({ id }) => id === inUse)];
+    page.next = page.records[PAGE_SIZE - 1].id; // Those pushed off are the first of the next page.
+  }
+  showTasks();
+}
+
+async function loadTasks() {
+  page.loading.abort();
+  const { signal } = (page.loading = new AbortController());
+  const query = new URLSearchParams({ limit: PAGE_SIZE });
+  if (page.status) query.set("status", page.status);
+  if (handlerFilter()) query.set("name", handlerFilter());
+  if (page.after) query.set("after", page.after);
+  try {
+    const { tasks, next } = await getJson(`tasks?${query}`, { signal });
+    if (signal.aborted) return;
+    const inUse = rowInUse();
+    page.records = page.records.filter(({ id }) => id === inUse);
+    page.next = next;
+    page.problem = "";
+    mergeTasks(tasks);
+  } catch (error) {
+    if (signal.aborted) return;
+    page.problem = error.message;
+    showTasks();
+  }
+}
+
+function showPage(after) {
+  page.after = after;
+  page.records = [];
+  loadTasks();
+}
+
+function showTasks() {
+  const words = $("search").value.trim().toLowerCase();
+  const inUse = rowInUse();
+  const found = page.records.filter(
+    ({ id, name, error_message }) =>
+      id === inUse || !words || [name, id, error_message ?? ""].some((text) => text.toLowerCase().includes(words)),
+  );
+  reconcile($("tasks"), found, { attribute: "taskId", key: ({ id }) => id, create: createRow, update: updateRow });
+  const none = found.length ? "" : "No tasks to show.";
+  const some = words && found.length ? `${found.length} of the ${page.records.length} on this page.` : none;
+  setText($("tasks-note"), page.problem || some);
+  $("newest").hidden = page.after === null;
+  $("older").hidden = page.next === null;
+}
+
+function createRow({ id, name }) {
+  const open = make("button", { type: "button", className: "open-task", title: id, textContent: id.slice(0, 8) });
+  open.setAttribute("aria-label", `${id.slice(0, 8)}, open ${cut(name, 80)}`);
+  const bar = make("progress", { hidden: true });
+  bar.setAttribute("aria-label", "Progress");
+  return make(
+    "tr",
+    {},
+    make("td", { className: "col-status" }, make("span", { className: "status" })),
+    make("td", { className: "col-name" }, make("bdi", { textContent: cut(name) })),
+    make("td", { className: "col-id" }, open),
+    make("td", { className: "col-created" }, make("time", { className: "number" })),
+    make("td", { className: "col-time number" }),
+    make("td", { className: "col-note" }, bar, make("bdi")),
+  );
+}
+
+function updateRow(row, record) {
+  row.dataset.status = record.status;
+  setStatus(row.querySelector(".status"), record);
+  setTime(row.querySelector("time"), record.created_at);
+  setText(row.querySelector(".col-time"), duration(runSeconds(record)));
+  const bar = row.querySelector("progress");
+  bar.hidden = record.status !== "running" || !record.progress;
+  const percent = setProgress(bar, record.progress);
+  const failed = record.error_type ?? record.error_message;
+  const error = failed ? [record.error_type, record.error_message].filter(Boolean).join(": ") : "";
+  setText(row.querySelector(".col-note bdi"), bar.hidden ? cut(error) : cut(`${percent} ${record.progress.message}`));
+}
+
+function setStatus(node, record) {
+  node.dataset.status = record.status;
+  const asked = record.cancel_requested && !ENDS.includes(record.status);
+  setText(node, asked ? `${record.status}, to be cancelled` : record.status);
+}
+
+$("tasks").addEventListener("click", (event) => {
+  const row = event.target.closest("tr");
+  if (getSelection().isCollapsed || event.target.closest("button")) openTask(row.dataset.taskId);
+});
+
+$("status-filter").addEventListener("click", (event) => {
+  const chosen = event.target.closest("button");
+  if (!chosen) return;
+  for (const button of $("status-filter").children) button.setAttribute("aria-pressed", String(button === chosen));
+  page.status = chosen.dataset.status;
+  showPage(null);
+});
+
+$("name-filter").addEventListener("change", () => showPage(null));
+$("older").addEventListener("click", () => showPage(page.next));
+$("newest").addEventListener("click", () => showPage(null));
+
+let searchedName = "";
+
+$("search").addEventListener("input", () => {
+  const words = $("search").value.trim();
+  if (/^[0-9a-f]{32}$/.test(words)) openTask(words);
+  if (handlerFilter() === searchedName) return showTasks();
+  searchedName = handlerFilter();
+  showPage(null);
+});
+
+// --- Details --------------------------------------------------------------------------------------------------------
+
+const TIMES = ["created_at", "run_at", "started_at", "finished_at", "expires_at"];
+const FIELDS = ["id", "name", "status", "attempts", ...TIMES, "worker", "idempotency_key", "cancel_requested"];
+const details = { record: null, opening: new AbortController() };
+
+/** Open the details of a task, and follow it until its end. */
+async function openTask(id) {
+  details.opening.abort();
+  const { signal } = (details.opening = new AbortController());
+  try {
+    const record = await getJson(`tasks/${id}`, { signal });
+    if (signal.aborted) return;
+    setText($("message"), "");
+    setText($("details-message"), "");
+    showDetails(record);
+    if (!$("details").open) $("details").showModal();
+    $("details-heading").focus(); // Not a button: an Enter typed after the id in the search box would press it.
+    followTask(id, signal);
+  } catch (error) {
+    if (!signal.aborted) setText($("message"), `${id}: ${error.message}`);
+  }
+}
+
+function followTask(id, signal) {
+  if (ENDS.includes(details.record.status)) return;
+  follow(`tasks/${id}/events`, signal, {
+    onEvent(record) {
+      showDetails(record);
+      return ENDS.includes(record.status);
+    },
+  });
+}
+
+function showDetails(record) {
+  details.record = record;
+  const { status, progress } = record;
+  setText($("details-name"), cut(record.name));
+  setStatus($("details-status"), record);
+  $("details-progress-block").hidden = !progress;
+  const percent = setProgress($("details-progress"), progress);
+  setText($("details-progress-text"), progress ? `${percent} (${progress.done} of ${progress.total})` : "");
+  setText($("details-progress-message"), cut(progress?.message ?? "", 1000));
+  const error = [record.error_type, record.error_message].filter((part) => part !== null).join(": ");
+  $("details-error-block").hidden = !error;
+  setLongText($("details-error"), error, "Error");
+  setLongText($("details-result"), pretty(record.result), "Result");
+  setLongText($("details-arguments"), pretty(record.arguments), "Arguments");
+  $("details-cancel").hidden = ENDS.includes(status) || record.cancel_requested;
+  $("details-retry").hidden = status !== "failed" && status !== "cancelled";
+  if (document.activeElement?.hidden) $("details-heading").focus();
+  const fields = [...FIELDS.map((name) => [name, record[name]]), ["duration", duration(runSeconds(record))]];
+  reconcile($("details-fields"), fields, {
+    attribute: "field",
+    key: ([name]) => name,
+    create: ([name]) =>
+      make("div", {}, make("dt", { textContent: name }), make("dd", {}, make(TIMES.includes(name) ? "time" : "bdi"))),
+    update: (node, [name, value]) => {
+      const shown = node.querySelector("time, bdi");
+      if (TIMES.includes(name)) setTime(shown, value);
+      else setText(shown, cut(String(value ?? "–"), 1000));
+    },
+  });
+}
+
+async function changeTask(button, path, method) {
+  const { id } = details.record;
+  await perform(button, $("details-message"), async () => {
+    const record = await sendJson(path, method);
+    if (details.record?.id !== id) return;
+    showDetails(record);
+    details.opening.abort();
+    followTask(id, (details.opening = new AbortController()).signal);
+    loadTasks();
+  });
+}
+
+$("details-cancel").addEventListener("click", () =>
+  changeTask($("details-cancel"), `tasks/${details.record.id}`, "DELETE"),
+);
+$("details-retry").addEventListener("click", () =>
+  changeTask($("details-retry"), `tasks/${details.record.id}/retry`, "POST"),
+);
+$("details-close").addEventListener("click", () => $("details").close());
+$("details").addEventListener("click", (event) => {
+  if (event.target === $("details")) $("details").close(); // The backdrop.
+});
+$("details").addEventListener("close", () => {
+  // The browser gives the focus back to where it was, unless that was a click into a row.
+  const row = [...$("tasks").children].find((node) => node.dataset.taskId === details.record?.id);
+  details.opening.abort();
+  details.record = null;
+  if (document.activeElement === document.body && !$("app").hidden) (row?.querySelector("button") ?? $("search")).focus();
+});
+
+// --- Dead letters ---------------------------------------------------------------------------------------------------
+
+async function loadDeadLetters() {
+  const { topics } = await getJson("dead-letters", { signal: session.signal }).catch(() => ({ topics: null }));
+  if (!topics) return; // Shown is what was known; the connection's state tells of the trouble.
+  // With nothing left the section goes, and the focus with it.
+  if (!topics.length && $("dead-letters").contains(document.activeElement)) $("tasks-heading").focus();
+  $("dead-letters").hidden = !topics.length;
+  reconcile($("topics"), topics, { attribute: "topic", key: ({ topic }) => topic, create: createTopic, update: updateTopic });
+}
+
+function createTopic({ topic }) {
+  const all = make("button", { type: "button", className: "replay-all", textContent: "Replay all" });
+  all.setAttribute("aria-label", `Replay all of ${cut(topic, 80)}`);
+  all.addEventListener("click", () => replay(all, topic, {}));
+  const columns = ["Id", "Group", "Reason", "Attempts", "Body", "Died at", ""].map((text) =>
+    make("th", { scope: "col", textContent: text, className: text === "Attempts" ? "number" : "" }),
+  );
+  columns[6].append(make("span", { className: "visually-hidden", textContent: "Actions" }));
+  const heading = make("h3", {}, make("bdi", { textContent: cut(topic) }), " ", make("span", { className: "muted number" }));
+  const table = make("table", {}, make("thead", {}, make("tr", {}, ...columns)), make("tbody"));
+  const scroll = make("div", { className: "scroll", tabIndex: 0 }, table);
+  scroll.setAttribute("role", "region");
+  scroll.setAttribute("aria-label", `Dead letters of ${cut(topic, 80)}`);
+  return make("section", {}, make("div", { className: "panel-head" }, heading, all), scroll);
+}
+
+function updateTopic(section, { topic, messages }) {
+  setText(section.querySelector("h3 span"), messages.length.toLocaleString());
+  section.querySelector(".replay-all").hidden = !messages.length;
+  reconcile(section.querySelector("tbody"), messages, {
+    attribute: "messageId",
+    key: ({ id }) => id,
+    create: (message) => createMessage(topic, message),
+    update: () => {}, // A dead letter doesn't change.
+  });
+}
+
+function createMessage(topic, message) {
+  const one = make("button", { type: "button", className: "replay", textContent: "Replay" });
+  one.setAttribute("aria-label", `Replay ${cut(String(message.id), 80)}`);
+  one.addEventListener("click", () => replay(one, topic, { ids: [message.id] }));
+  const whole = make("div");
+  const body = make("details", {}, make("summary", {}, make("bdi", { textContent: cut(message.body) })), whole);
+  body.addEventListener("toggle", () => setLongText(whole, pretty(message), "The whole message"));
+  const time = make("time", { className: "number" });
+  setTime(time, message.died_at);
+  const words = (value) => make("td", {}, make("bdi", { textContent: cut(String(value ?? "–")) }));
+  return make(
+    "tr",
+    {},
+    words(message.id),
+    words(message.group),
+    words(message.reason),
+    make("td", { className: "number", textContent: String(message.attempts) }),
+    make("td", { className: "col-body" }, body),
+    make("td", {}, time),
+    make("td", {}, one),
+  );
+}
+
+async function replay(button, topic, body) {
+  await perform(button, $("dead-letters-message"), async () => {
+    const { replayed } = await sendJson(`dead-letters/${encodeURIComponent(topic)}/replay`, "POST", JSON.stringify(body));
+    $("dead-letters-heading").focus(); // The button goes away with its row.
+    await loadDeadLetters();
+    return `Replayed ${replayed}.`;
+  });
+}
+
+start();

@@ -1,0 +1,81 @@
+"""A task as JSON: for HTTP, for the command line, and back again in the client."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
+
+__all__ = ["TIMES", "from_json", "moment", "plain", "to_json"]
+
+TIMES = ("created_at", "run_at", "started_at", "finished_at", "expires_at")
+
+
+def to_json(record: TaskRecord, *, whole: bool = True) -> dict[str, Any]:
+    """Say what is known of a task in what JSON has.
+
+    Args:
+        record: the task.
+        whole: whether with its arguments and its result, which may be long.
+    """
+    progress = record.progress
+    task = {
+        "id": record.id,
+        "name": record.name,
+        "status": record.status.value,
+        "attempts": record.attempts,
+        "error_type": record.error_type,
+        "error_message": record.error_message,
+        "progress": progress and {"done": progress.done, "total": progress.total, "message": progress.message},
+        "idempotency_key": record.idempotency_key,
+        "worker": record.worker,
+        "cancel_requested": record.cancel_requested,
+        **{name: moment(getattr(record, name)) for name in TIMES},
+    }
+    if whole:
+        task["arguments"] = plain(record.decode_arguments())
+        task["result"] = plain(record.decode_result())
+    return task
+
+
+def from_json(task: dict[str, Any]) -> TaskRecord:
+    """Read what `to_json` said of a task."""
+    times: dict[str, Any] = {name: task[name] and datetime.fromisoformat(task[name]).timestamp() for name in TIMES}
+    status = TaskStatus(task["status"])
+    return TaskRecord(
+        id=task["id"],
+        name=task["name"],
+        status=status,
+        attempts=task["attempts"],
+        arguments=msgspec.msgpack.encode(task.get("arguments", {})),
+        result=msgspec.msgpack.encode(task.get("result")) if status is TaskStatus.SUCCESS else None,
+        error_type=task["error_type"],
+        error_message=task["error_message"],
+        progress=task["progress"] and ProgressReport(**task["progress"]),
+        queued_at=times["run_at"],
+        idempotency_key=task["idempotency_key"],
+        worker=task["worker"],
+        cancel_requested=task["cancel_requested"],
+        **times,
+    )
+
+
+def moment(seconds: float | None) -> str | None:
+    """Say a time as RFC 3339 does, to the millisecond."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def plain(value: Any) -> Any:
+    """Give data as JSON can say it: bytes as base64, and in words what it can't."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    return msgspec.to_builtins(value, enc_hook=repr)
