@@ -35,13 +35,14 @@ TIERS = [
     {"tasks._open", "tasks._errors", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
     {"tasks._runner", "tasks.wire"},
     {"tasks.http._problem", "tasks.http._metrics", "tasks.http._openapi", "tasks.http._client"},
-    {"tasks.http._guard", "tasks.http._request"},
-    {"tasks.http._stream"},
+    {"tasks.http._request"},
+    {"tasks.http._guard", "tasks.http._stream"},
     {"tasks.http._live"},
     {"tasks.http._app", "tasks.http"},
     {"tasks._service"},
     {"tasks"},
-    {"demo", "commands"},
+    {"demo", "demo_service", "commands", "server"},
+    {"serve"},
     {"cli"},
 ]
 

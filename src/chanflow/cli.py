@@ -46,7 +46,7 @@ def main() -> None:
 def add_commands() -> None:
     """Add the commands that need more than the command itself does."""
     try:
-        from chanflow import commands  # noqa: PLC0415 -- what it needs may be missing
+        from chanflow import commands, serve  # noqa: PLC0415 -- what they need may be missing
     except ModuleNotFoundError as error:
         missing = error.name
 
@@ -57,11 +57,11 @@ def add_commands() -> None:
             msg = f"this command needs {missing}: pip install 'chanflow[tasks]'"
             raise UsageError(msg)
 
-        for name in ("tasks", "worker"):
+        for name in ("tasks", "worker", "serve", "demo-service"):
             main.add_command(unavailable, name)
     else:
-        main.add_command(commands.tasks)
-        main.add_command(commands.worker)
+        for command in (commands.tasks, commands.worker, serve.serve, serve.demo_service):
+            main.add_command(command)
 
 
 @main.command()

@@ -8,18 +8,32 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from contextlib import nullcontext
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import click
 from anyio import CancelScope, create_task_group, open_signal_receiver
 
 from chanflow.bus import StorageError
-from chanflow.tasks import TaskRecord, TaskService, TaskStatus, UnknownTaskError
+from chanflow.tasks import JsonFormatter, TaskFilter, TaskRecord, TaskService, TaskStatus, UnknownTaskError
+from chanflow.tasks.wire import moment, to_json
 
-__all__ = ["tasks", "worker"]
+if TYPE_CHECKING:
+    from chanflow.serve import Serving
+
+__all__ = [
+    "CommandError",
+    "backend_option",
+    "drain_option",
+    "find_service",
+    "log_option",
+    "run",
+    "start_logging",
+    "tasks",
+    "worker",
+]
 
 T = TypeVar("T")
 
@@ -76,7 +90,7 @@ def list_tasks(context: click.Context, status: str | None, limit: int, *, as_jso
     records = ask(context, lambda service: service.page(status=chosen, limit=limit))
     if as_json:
         for record in records:
-            click.echo(json.dumps(describe(record)))
+            click.echo(json.dumps(to_json(record)))
         return
     width = max([len(record.name) for record in records], default=0)
     for record in records:
@@ -91,7 +105,7 @@ def list_tasks(context: click.Context, status: str | None, limit: int, *, as_jso
 @click.pass_context
 def show(context: click.Context, task_id: str) -> None:
     """Show all that is known of a task, as JSON."""
-    click.echo(json.dumps(describe(ask(context, lambda service: service.get(task_id))), indent=2))
+    click.echo(json.dumps(to_json(ask(context, lambda service: service.get(task_id))), indent=2))
 
 
 @tasks.command()
@@ -119,41 +133,8 @@ def retry(context: click.Context, task_id: str) -> None:
     click.echo(ask(context, retry).status.value)
 
 
-def moment(seconds: float) -> str:
-    """Put a time into words."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def describe(record: TaskRecord) -> dict[str, Any]:
-    """Give what is known of a task, as JSON can say it."""
-    times = ("created_at", "run_at", "started_at", "finished_at", "expires_at", "lease_until")
-    progress = record.progress
-    return {
-        "id": record.id,
-        "name": record.name,
-        "status": record.status.value,
-        "attempts": record.attempts,
-        "arguments": plain(record.decode_arguments()),
-        "result": plain(record.decode_result()),
-        "error_type": record.error_type,
-        "error_message": record.error_message,
-        "progress": progress and {"done": progress.done, "total": progress.total, "message": progress.message},
-        "idempotency_key": record.idempotency_key,
-        "worker": record.worker,
-        "cancel_requested": record.cancel_requested,
-        **{name: value and moment(value) for name in times for value in [getattr(record, name)]},
-    }
-
-
-def plain(value: Any) -> Any:
-    """Give data as JSON can say it: what it can't is put into words."""
-    return json.loads(json.dumps(value, default=repr))
-
-
-@click.command()
-@click.argument("service", metavar="MODULE:SERVICE")
-@click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
-@click.option(
+backend_option = click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
+drain_option = click.option(
     "--drain",
     type=click.FloatRange(0),
     default=30.0,
@@ -161,14 +142,42 @@ def plain(value: Any) -> Any:
     metavar="SECONDS",
     help="How long tasks may still run after SIGTERM or Ctrl-C; then they are put back.",
 )
-def worker(service: str, backend: str, drain: float) -> None:
+log_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines of text, or a JSON object a line, with the task that it is about.",
+)
+
+
+@click.command()
+@click.argument("service", metavar="MODULE:SERVICE")
+@backend_option
+@drain_option
+@log_option
+def worker(service: str, backend: str, drain: float, log_format: str) -> None:
     """Run the tasks of a service until SIGTERM or Ctrl-C.
 
     MODULE:SERVICE names a TaskService, such as app.tasks:service. A second signal stops at once.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    start_logging(log_format)
+    run(find_service(service), drain, backend)
+
+
+def start_logging(log_format: str) -> None:
+    """Write the log to stderr."""
+    handler = logging.StreamHandler()
+    handler.addFilter(TaskFilter())
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def run(service: TaskService, drain: float, backend: str, serving: Serving | None = None) -> None:
+    """Run a service until a signal comes, and exit as a shell expects."""
     try:
-        ended_by = anyio.run(work, find_service(service), drain, backend=backend)
+        ended_by = anyio.run(work, service, drain, serving, backend=backend)
     except StorageError as error:
         raise CommandError(str(error)) from None
     except KeyboardInterrupt:
@@ -199,14 +208,14 @@ def find_service(name: str) -> TaskService:
     return found
 
 
-async def work(service: TaskService, drain: float) -> int | None:
+async def work(service: TaskService, drain: float, serving: Serving | None) -> int | None:
     """Run a service until a signal comes, and give that."""
     ended_by: int | None = None
 
     async def watch(scope: CancelScope) -> None:
         nonlocal ended_by
         with open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            click.echo("ready", err=True)
+            click.echo("ready" if serving is None else f"serving on {serving.url}", err=True)
             async for number in signals:
                 if ended_by is not None:
                     click.echo("stopping at once", err=True)
@@ -219,9 +228,10 @@ async def work(service: TaskService, drain: float) -> int | None:
     stopping = anyio.Event()
     async with service:
         async with create_task_group() as watching:
-            watching.start_soon(watch, watching.cancel_scope)
-            await stopping.wait()
-            await service.shutdown(drain)
+            async with nullcontext() if serving is None else serving:
+                watching.start_soon(watch, watching.cancel_scope)
+                await stopping.wait()
+                await service.shutdown(drain)
             watching.cancel_scope.cancel()
         # There is something left to stop only after a second signal.
         await service.shutdown(0)

@@ -583,6 +583,19 @@ class TaskService:
         return self._tally.snapshot(self._workers, busy)
 
     @property
+    def workers(self) -> int:
+        """How many tasks may run here at the same time; it can be set until the service's block is entered."""
+        return self._workers
+
+    @workers.setter
+    def workers(self, workers: int) -> None:
+        check_count("workers", workers, 0)
+        if self._tasks is not None:
+            msg = "workers can't be set after the service's block was entered"
+            raise RuntimeError(msg)
+        self._workers = workers
+
+    @property
     def bus(self) -> Bus:
         """What tells the workers, and may carry other messages, too."""
         return self._bus

@@ -5,31 +5,33 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from anyio import create_task_group, move_on_after
+from anyio import ClosedResourceError, move_on_after
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from chanflow._storage import StorageError
+from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks.http._guard import Guard
 from chanflow.tasks.http._live import Live
 from chanflow.tasks.http._metrics import render
 from chanflow.tasks.http._openapi import describe
 from chanflow.tasks.http._problem import HANDLERS, SAFE, Problem, json_response
 from chanflow.tasks.http._request import (
+    Waits,
     idempotency_key,
     number,
     parse,
     preferred_wait,
     read_json,
     status,
-    until_gone,
 )
 from chanflow.tasks.http._stream import EventStream, event
 from chanflow.tasks.record import TaskRecord, TaskStatus
@@ -84,6 +86,7 @@ class App:
         self._max_wait = max_wait
         self._dead_letters = tuple(dead_letters)
         self._live = Live(service)
+        self.waits: Waits = Waits()
         self._pending = 0
         self._counted_at = -math.inf
 
@@ -155,11 +158,10 @@ class App:
 
     async def _wait(self, request: Request, task_id: str, seconds: float) -> TaskRecord:
         """Wait for a task's end, for so long at most and while the client is there."""
-        async with create_task_group() as tasks:
-            tasks.start_soon(until_gone, request.receive, tasks.cancel_scope)
-            with move_on_after(seconds):
+        async with self.waits.waiting(request.receive):
+            # What fails here fails below as well.
+            with move_on_after(seconds), suppress(UnknownTaskError, StorageError, ClosedResourceError):
                 await self._service.wait(task_id)
-            tasks.cancel_scope.cancel()
         return await self._service.get(task_id)
 
     async def get(self, request: Request) -> Response:
@@ -195,7 +197,7 @@ class App:
         task_id = request.path_params["task_id"]
         # An unknown one is told before the stream begins.
         await self._service.get(task_id)
-        return EventStream(changes(self._service, task_id))
+        return EventStream(changes(self._service, task_id), self.waits)
 
     async def page(self, request: Request) -> Response:
         """List tasks."""
@@ -242,7 +244,7 @@ class App:
     async def events(self, _request: Request) -> Response:
         """Tell of the service each second."""
         await self._service.count()
-        return EventStream(self._live.stream())
+        return EventStream(self._live.stream(), self.waits)
 
     async def dead_letters(self, _request: Request) -> Response:
         """List dead letters."""
@@ -272,10 +274,9 @@ def make_app(service: TaskService, tokens: Sequence[str] | None, **options: Any)
                 await stack.enter_async_context(service)
             yield
 
+    app = App(service, **options)
     handlers: Mapping[Any, Any] = HANDLERS
-    return Guard(
-        Starlette(routes=App(service, **options).routes(), exception_handlers=handlers, lifespan=lifespan), tokens
-    )
+    return Guard(Starlette(routes=app.routes(), exception_handlers=handlers, lifespan=lifespan), tokens, app.waits)
 
 
 async def changes(service: TaskService, task_id: str) -> AsyncGenerator[bytes, None]:

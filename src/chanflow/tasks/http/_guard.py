@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chanflow.tasks.http._problem import Problem
+from chanflow.tasks.http._request import Waits
 
 __all__ = ["Guard"]
 
@@ -24,10 +25,12 @@ class Guard:
     Args:
         app: what it guards.
         tokens: any of them will do; None for no need of one.
+        waits: the requests that wait for something.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str] | None) -> None:
+    def __init__(self, app: ASGIApp, tokens: Sequence[str] | None, waits: Waits) -> None:
         self._app = app
+        self.waits: Waits = waits
         # Digests are of one length, so that comparing takes the same time for all.
         self._digests = None if tokens is None else [digest(token) for token in tokens]
 

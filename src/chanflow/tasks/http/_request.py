@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
-from anyio import CancelScope
+from anyio import CancelScope, create_task_group
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive
 
 from chanflow.tasks.http._problem import Problem
 from chanflow.tasks.record import TaskStatus
 
-__all__ = ["idempotency_key", "number", "parse", "preferred_wait", "read_json", "status", "until_gone"]
+__all__ = ["Waits", "idempotency_key", "number", "parse", "preferred_wait", "read_json", "status"]
 
 T = TypeVar("T")
 
@@ -56,11 +58,34 @@ async def read(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-async def until_gone(receive: Receive, scope: CancelScope) -> None:
-    """Cancel a scope when the client goes away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
+class Waits(set[CancelScope]):
+    """The requests that wait for something."""
+
+    @asynccontextmanager
+    async def waiting(self, receive: Receive) -> AsyncIterator[CancelScope]:
+        """Cancel the block when the client goes away, or when nobody is to wait any longer.
+
+        The block may raise nothing, since the task group would wrap it.
+        """
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        async with create_task_group() as tasks:
+            tasks.start_soon(until_gone)
+            self.add(tasks.cancel_scope)
+            try:
+                yield tasks.cancel_scope
+            finally:
+                self.discard(tasks.cancel_scope)
+            tasks.cancel_scope.cancel()
+
+    def end(self) -> None:
+        """Let nobody wait any longer."""
+        for scope in list(self):
+            scope.cancel()
 
 
 def parse(body: bytes, kind: type[T]) -> T:

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from chanflow._storage import StorageError
 from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks.http._problem import SAFE
-from chanflow.tasks.http._request import until_gone
+from chanflow.tasks.http._request import Waits
 
 __all__ = ["EventStream", "event"]
 
@@ -29,11 +29,12 @@ def event(name: str, data: object) -> bytes:
 class EventStream(Response):
     """Sends messages as they come, until there are no more, the service closes, or the client goes away."""
 
-    def __init__(self, messages: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, messages: AsyncGenerator[bytes, None], waits: Waits) -> None:
         # A proxy may hold nothing back.
         super().__init__(headers=SAFE | {"X-Accel-Buffering": "no"}, media_type="text/event-stream")
         del self.headers["content-length"]
         self._messages = messages
+        self._waits = waits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -41,20 +42,19 @@ class EventStream(Response):
         if scope["method"] == "HEAD":
             await self._messages.aclose()
         else:
-            async with aclosing(self._messages), create_task_group() as tasks:
-                tasks.start_soon(until_gone, receive, tasks.cancel_scope)
-                # Some servers tell of a client that went away, others raise.
-                tasks.start_soon(self._send_all, Sender(send, tasks.cancel_scope), tasks.cancel_scope)
+            # Some servers tell of a client that went away, others raise.
+            async with aclosing(self._messages), self._waits.waiting(receive) as still_there:
+                await self._send_all(Sender(send, still_there))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_all(self, sender: Sender, scope: CancelScope) -> None:
+    async def _send_all(self, sender: Sender) -> None:
         async with create_task_group() as tasks:
             tasks.start_soon(sender.keep_alive)
             # When they can't be told any more, the end of the stream is all that can be said.
             with suppress(ClosedResourceError, StorageError, UnknownTaskError):
                 async for message in self._messages:
                     await sender.send(message)
-            scope.cancel()
+            tasks.cancel_scope.cancel()
 
 
 class Sender:

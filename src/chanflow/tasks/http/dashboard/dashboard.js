@@ -3,7 +3,8 @@
 // Invariants:
 // 1. Whatever came from the server enters the page as text (`textContent`, `value`), never as markup.
 // 2. Every URL is relative, since the service may be mounted below a prefix.
-// 3. A node with the focus stays: rows are found again by key and updated in place, and the row in use is not removed.
+// 3. What has the focus keeps it: rows are found again by key and updated in place, the task's row in use is not
+//    removed, and what is hidden hands the focus on.
 // 4. Without a token that the server takes, nothing but the login form shows.
 "use strict";
 
@@ -31,6 +32,13 @@ function cut(text, limit = CELL_CHARACTERS) {
 function setText(node, text) {
   // Setting the same text again would drop the user's selection, and have it read aloud again.
   if (node.textContent !== text) node.textContent = text;
+}
+
+/** Hide or show a node; one that is hidden while it has the focus gives it to `next`. */
+function setHidden(node, hidden, next) {
+  const focused = node.contains(document.activeElement);
+  node.hidden = hidden;
+  if (focused && hidden) next.focus();
 }
 
 function make(tag, properties = {}, ...children) {
@@ -599,8 +607,8 @@ function showTasks() {
   const none = found.length ? "" : "No tasks to show.";
   const some = words && found.length ? `${found.length} of the ${page.records.length} on this page.` : none;
   setText($("tasks-note"), page.problem || some);
-  $("newest").hidden = page.after === null;
-  $("older").hidden = page.next === null;
+  setHidden($("newest"), page.after === null, $("tasks-heading"));
+  setHidden($("older"), page.next === null, $("tasks-heading"));
 }
 
 function createRow({ id, name }) {
@@ -714,9 +722,8 @@ function showDetails(record) {
   setLongText($("details-error"), error, "Error");
   setLongText($("details-result"), pretty(record.result), "Result");
   setLongText($("details-arguments"), pretty(record.arguments), "Arguments");
-  $("details-cancel").hidden = ENDS.includes(status) || record.cancel_requested;
-  $("details-retry").hidden = status !== "failed" && status !== "cancelled";
-  if (document.activeElement?.hidden) $("details-heading").focus();
+  setHidden($("details-cancel"), ENDS.includes(status) || record.cancel_requested, $("details-heading"));
+  setHidden($("details-retry"), status !== "failed" && status !== "cancelled", $("details-heading"));
   const fields = [...FIELDS.map((name) => [name, record[name]]), ["duration", duration(runSeconds(record))]];
   reconcile($("details-fields"), fields, {
     attribute: "field",
@@ -766,9 +773,7 @@ $("details").addEventListener("close", () => {
 async function loadDeadLetters() {
   const { topics } = await getJson("dead-letters", { signal: session.signal }).catch(() => ({ topics: null }));
   if (!topics) return; // Shown is what was known; the connection's state tells of the trouble.
-  // With nothing left the section goes, and the focus with it.
-  if (!topics.length && $("dead-letters").contains(document.activeElement)) $("tasks-heading").focus();
-  $("dead-letters").hidden = !topics.length;
+  setHidden($("dead-letters"), !topics.length, $("tasks-heading"));
   reconcile($("topics"), topics, { attribute: "topic", key: ({ topic }) => topic, create: createTopic, update: updateTopic });
 }
 

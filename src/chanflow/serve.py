@@ -1,0 +1,143 @@
+"""The commands that serve tasks over HTTP: `chanflow serve`, and `chanflow demo-service` to see how that is."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+import click
+from anyio.abc import TaskGroup
+
+from chanflow import server
+from chanflow.commands import (
+    CommandError,
+    backend_option,
+    drain_option,
+    find_service,
+    log_option,
+    run,
+    start_logging,
+)
+from chanflow.tasks import TaskService
+
+__all__ = ["Serving", "demo_service", "serve"]
+
+LOCAL = {"127.0.0.1", "::1", "localhost"}
+host_option = click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+port_option = click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any that is free."
+)
+
+
+class Serving:
+    """The app of a service, served while the block lasts."""
+
+    def __init__(self, service: TaskService, host: str, port: int, backend: str, **options: Any) -> None:
+        try:
+            self._app: Any = service.asgi(**options)
+        except ModuleNotFoundError as error:
+            raise CommandError(str(error)) from None
+        try:
+            self._socket: socket.socket = server.listen(host, port)
+        except OSError as error:
+            msg = f"can't listen on {host} port {port}: {error.strerror}"
+            raise CommandError(msg) from None
+        shown = f"[{host}]" if ":" in host else host
+        self.url: str = f"http://{shown}:{self._socket.getsockname()[1]}/"
+        self._backend: str = backend
+        self._stop: anyio.Event
+        self._tasks: TaskGroup
+
+    async def __aenter__(self) -> Self:
+        for name in ("uvicorn", "hypercorn"):
+            # What they say of their own coming and going is said here.
+            logging.getLogger(name).setLevel(logging.WARNING)
+        self._stop = anyio.Event()
+        self._tasks = await anyio.create_task_group().__aenter__()
+        await self._tasks.start(server.serve, self._app, self._socket, self._backend, self._stop)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        # So that they don't hold the server up.
+        self._app.waits.end()
+        self._stop.set()
+        await self._tasks.__aexit__(exc_type, exc, tb)
+
+
+@click.command()
+@click.argument("service", metavar="MODULE:SERVICE")
+@host_option
+@port_option
+@backend_option
+@click.option(
+    "--workers", type=click.IntRange(0), help="How many tasks may run here, instead of what the service says."
+)
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Bearer tokens, one a line: a request needs one of them.",
+)
+@click.option(
+    "--max-pending", type=click.IntRange(1), default=1000, show_default=True, help="With so many, more are refused."
+)
+@click.option("--dead-letters", multiple=True, metavar="TOPIC", help="A dead-letter topic to show; can be repeated.")
+@drain_option
+@log_option
+def serve(
+    *,
+    service: str,
+    host: str,
+    port: int,
+    backend: str,
+    workers: int | None,
+    token_file: Path | None,
+    max_pending: int,
+    dead_letters: tuple[str, ...],
+    drain: float,
+    log_format: str,
+) -> None:
+    """Serve the tasks of a service over HTTP, with a dashboard, and run them, until SIGTERM or Ctrl-C.
+
+    MODULE:SERVICE names a TaskService, such as app.tasks:service. While tasks drain, new ones are refused with 503. A
+    second signal stops at once.
+    """
+    start_logging(log_format)
+    found = find_service(service)
+    if workers is not None:
+        found.workers = workers
+    tokens = None if token_file is None else read_tokens(token_file)
+    if tokens is None and host not in LOCAL:
+        click.echo(f"anybody who reaches {host} can submit tasks, and read them: see --token-file", err=True)
+    options = {"tokens": tokens, "max_pending": max_pending, "dead_letters": dead_letters}
+    run(found, drain, backend, Serving(found, host, port, backend, **options))
+
+
+def read_tokens(path: Path) -> list[str]:
+    """Read the tokens of a file."""
+    tokens = path.read_text("utf-8").split()
+    if not tokens:
+        msg = f"{path} has no token"
+        raise CommandError(msg)
+    return tokens
+
+
+@click.command()
+@host_option
+@port_option
+@backend_option
+def demo_service(host: str, port: int, backend: str) -> None:
+    """Serve a small report service with its dashboard, until Ctrl-C.
+
+    Open the page that it names, submit a report, and watch it.
+    """
+    from chanflow.demo_service import make_service  # noqa: PLC0415 -- only this command needs it
+
+    start_logging("text")
+    service = make_service()
+    run(service, 0.0, backend, Serving(service, host, port, backend))

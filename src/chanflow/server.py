@@ -1,0 +1,79 @@
+"""Serve an ASGI app until told to stop: by uvicorn on asyncio, by hypercorn on trio."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
+from anyio.abc import TaskStatus
+
+__all__ = ["listen", "serve"]
+
+GRACE = 1.0
+"""Seconds for answers that are on their way when the server stops."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port; OSError if that can't be.
+
+    Args:
+        host: a name or an address.
+        port: 0 for any that is free.
+    """
+    # The first address that the name has.
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
+
+
+async def serve(
+    app: Any, taken: socket.socket, backend: str, stop: Event, *, task_status: TaskStatus[Any] = TASK_STATUS_IGNORED
+) -> None:
+    """Serve an app, whose lifespan is somebody else's business.
+
+    Args:
+        app: the ASGI app.
+        taken: where to listen.
+        backend: "asyncio" or "trio".
+        stop: when it is set, connections are closed and the call returns.
+        task_status: is told when it listens.
+    """
+    if backend == "trio":
+        await serve_on_trio(app, taken, stop, task_status)
+    else:
+        await serve_on_asyncio(app, taken, stop, task_status)
+
+
+async def serve_on_trio(app: Any, taken: socket.socket, stop: Event, task_status: Any) -> None:
+    """Serve by hypercorn."""
+    from hypercorn import trio as hypercorn_trio  # noqa: PLC0415 -- it takes long, and may be missing
+    from hypercorn.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.bind = [f"fd://{taken.fileno()}"]
+    config.errorlog = logging.getLogger("hypercorn.error")
+    config.graceful_timeout = GRACE
+    await hypercorn_trio.serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
+
+
+async def serve_on_asyncio(app: Any, taken: socket.socket, stop: Event, task_status: Any) -> None:
+    """Serve by uvicorn."""
+    import uvicorn  # noqa: PLC0415 -- as above
+
+    class Server(uvicorn.Server):
+        def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+            # They are ours.
+            return nullcontext()
+
+    server = Server(
+        uvicorn.Config(app, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=int(GRACE))
+    )
+    async with create_task_group() as tasks:
+        tasks.start_soon(server.serve, [taken])
+        while not server.started:  # noqa: ASYNC110 -- it has no event for that
+            await sleep(0.005)
+        task_status.started()
+        await stop.wait()
+        server.should_exit = True
