@@ -33,7 +33,9 @@ def cpu_seconds() -> float:
 def measure(workload: Workload, run: Callable[[int], Any], backend: str, count: int) -> dict[str, float]:
     """Warm up, then measure, in one event loop."""
     # A little brings the interpreter to its specialised code; where the amount is fixed, the first round has to do.
-    warm_up = 0 if workload.fixed else max(int(count * WARM_UP), LEAST_WARM_UP)
+    warm_up = workload.warm_up
+    if warm_up is None:
+        warm_up = 0 if workload.fixed else max(int(count * WARM_UP), LEAST_WARM_UP)
 
     def start() -> tuple[float, float]:
         gc.collect()

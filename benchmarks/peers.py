@@ -29,6 +29,13 @@ DISTRIBUTIONS = (
     "aiojobs",
     "huey",
     "taskiq",
+    "streaq",
+    "arq",
+    "coredis",
+    "starlette",
+    "uvicorn",
+    "hypercorn",
+    "fastapi",
 )
 
 

@@ -52,6 +52,8 @@ class Workload:
     """How much more of it Go does, to take long enough to be measured; 0 for a workload it doesn't have."""
     around: Callable[[], AbstractContextManager[None]] = nullcontext
     """What has to be there while it runs, and is not measured."""
+    warm_up: int | None = None
+    """How many operations come before those that are measured; None for a small part of them."""
     memory: bool = False
     """`run` returns bytes; nothing is timed."""
     fixed: bool = False
@@ -62,9 +64,9 @@ class Workload:
 
 def all_workloads() -> Iterator[Workload]:
     """Give every workload, in the order of the table; those whose making costs something come last."""
-    from benchmarks import channel, choice, imports, memory, task, thread, worker
+    from benchmarks import channel, choice, http, imports, memory, task, thread, worker
 
-    for module in (channel, choice, thread, worker, task, imports, memory):
+    for module in (channel, choice, thread, worker, task, http, imports, memory):
         yield from module.workloads()
     from benchmarks import digest
 

@@ -49,7 +49,7 @@ nitpick_ignore = [
 ]
 nitpick_ignore_regex = [
     # Documented elsewhere, and a build needs no network to look it up.
-    (r"py:.*", r"(anyio|asyncio|collections\.abc|types|typing)\..*"),
+    (r"py:.*", r"(anyio|asyncio|httpx|logging|collections\.abc|types|typing)\..*"),
     # anyio's errors, which docstrings call by their bare names.
     (r"py:exc", r"BrokenResourceError|ClosedResourceError|EndOfStream|WouldBlock"),
     # Protocols and bases that are written out where they are used.

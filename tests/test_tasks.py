@@ -679,6 +679,17 @@ async def test_a_service_that_only_submits() -> None:
             assert await back.result(task_id) == 10
 
 
+async def test_submitting_alone_leaves_nothing_on_a_bus_that_nobody_reads() -> None:
+    """Where only the store is shared, its other processes look into it: telling our own bus would fill it up."""
+    bus, store = connect("memory://", max_pending=5), MemoryStore()
+    store.shared = True
+    async with serving(double, bus=bus, store=store, workers=0) as service:
+        with fail_after(10.0):
+            for _ in range(10):
+                await service.submit("double")
+        await service.shutdown()
+
+
 async def test_a_handler_that_another_service_has() -> None:
     """A worker is not told of tasks that it doesn't know, and one that does has them at once."""
     backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()

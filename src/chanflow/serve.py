@@ -44,7 +44,9 @@ class Serving:
         try:
             self._socket: socket.socket = server.listen(host, port)
         except OSError as error:
-            msg = f"can't listen on {host} port {port}: {error.strerror}"
+            # Without what Python adds in brackets.
+            reason, _, _ = str(error.strerror).partition(" (")
+            msg = f"can't listen on {host} port {port}: {reason}"
             raise CommandError(msg) from None
         shown = f"[{host}]" if ":" in host else host
         self.url: str = f"http://{shown}:{self._socket.getsockname()[1]}/"
@@ -86,6 +88,17 @@ class Serving:
 @click.option(
     "--max-pending", type=click.IntRange(1), default=1000, show_default=True, help="With so many, more are refused."
 )
+@click.option(
+    "--max-body", type=click.IntRange(1), default=1_000_000, show_default=True, metavar="BYTES", help="Of a request."
+)
+@click.option(
+    "--max-wait",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a request may wait for the end of a task.",
+)
 @click.option("--dead-letters", multiple=True, metavar="TOPIC", help="A dead-letter topic to show; can be repeated.")
 @drain_option
 @log_option
@@ -98,6 +111,8 @@ def serve(
     workers: int | None,
     token_file: Path | None,
     max_pending: int,
+    max_body: int,
+    max_wait: float,
     dead_letters: tuple[str, ...],
     drain: float,
     log_format: str,
@@ -114,8 +129,18 @@ def serve(
     tokens = None if token_file is None else read_tokens(token_file)
     if tokens is None and host not in LOCAL:
         click.echo(f"anybody who reaches {host} can submit tasks, and read them: see --token-file", err=True)
-    options = {"tokens": tokens, "max_pending": max_pending, "dead_letters": dead_letters}
-    run(found, drain, backend, Serving(found, host, port, backend, **options))
+    serving = Serving(
+        found,
+        host,
+        port,
+        backend,
+        tokens=tokens,
+        max_pending=max_pending,
+        max_body=max_body,
+        max_wait=max_wait,
+        dead_letters=dead_letters,
+    )
+    run(found, drain, backend, serving)
 
 
 def read_tokens(path: Path) -> list[str]:

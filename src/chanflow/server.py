@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -12,8 +13,11 @@ from anyio.abc import TaskStatus
 
 __all__ = ["listen", "serve"]
 
+BACKLOG = 2048
 GRACE = 1.0
 """Seconds for answers that are on their way when the server stops."""
+KEEP_ALIVE = 60.0
+"""Seconds for which a connection may be idle."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -24,8 +28,19 @@ def listen(host: str, port: int) -> socket.socket:
         port: 0 for any that is free.
     """
     # The first address that the name has.
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=2048)
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # With the protocol said, as `create_server` doesn't: asyncio looks at it before it turns Nagle's algorithm off, and
+    # with that on, an answer may wait 40 ms for an acknowledgement.
+    taken = socket.socket(family, kind, protocol)
+    try:
+        if os.name == "posix":
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        taken.listen(BACKLOG)
+    except BaseException:
+        taken.close()
+        raise
+    return taken
 
 
 async def serve(
@@ -55,6 +70,8 @@ async def serve_on_trio(app: Any, taken: socket.socket, stop: Event, task_status
     config.bind = [f"fd://{taken.fileno()}"]
     config.errorlog = logging.getLogger("hypercorn.error")
     config.graceful_timeout = GRACE
+    # It counts from the connection on: by default, with many at once, some would be cut off before they are heard.
+    config.keep_alive_timeout = KEEP_ALIVE
     await hypercorn_trio.serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
 
 

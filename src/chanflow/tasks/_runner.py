@@ -276,7 +276,7 @@ class Runner:
         attempt = handler.attempt(record.arguments, partial(self._report, record.id, run))
         if self._tracing is None:
             return await attempt
-        with self._tracing.running(topic_of(record.name), record, run.message.headers):
+        with self._tracing.running(topic_of(record.name), record):
             return await attempt
 
     async def _settle_failure(self, record: TaskRecord, run: Run, handler: Handler[..., Any], error: Exception) -> None:

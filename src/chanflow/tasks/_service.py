@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from secrets import token_hex
 from types import MappingProxyType, TracebackType
@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
 
 from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
+from msgspec.structs import replace
 
 from chanflow._park import Home, running_home
 from chanflow._retry import Retry, check_seconds
@@ -382,11 +383,11 @@ class TaskService:
             idempotency_key=idempotency_key,
         )
         if self._tracing is None:
-            return await self._keep(record, None)
-        with self._tracing.submitting(topic_of(name), record.id) as headers:
-            return await self._keep(record, headers)
+            return await self._keep(record)
+        with self._tracing.submitting(topic_of(name), record.id) as trace:
+            return await self._keep(replace(record, trace=trace))
 
-    async def _keep(self, record: TaskRecord, headers: Mapping[str, str] | None) -> str:
+    async def _keep(self, record: TaskRecord) -> str:
         """Keep a new task, and tell the workers; or find the one that has its idempotency key."""
         kept = await self._store.create(record)
         if kept.id != record.id:
@@ -395,7 +396,7 @@ class TaskService:
                 raise IdempotencyError(msg)
             return kept.id
         # Should it end here, the task is neglected, and found by the sweep.
-        await self._tell(record.id, record.name, headers)
+        await self._tell(record.id, record.name)
         self._tally.submitted(record.name)
         return record.id
 
@@ -431,7 +432,7 @@ class TaskService:
                 pass
         return record
 
-    async def watch(self, task_id: str) -> AsyncIterator[TaskRecord]:
+    async def watch(self, task_id: str) -> AsyncGenerator[TaskRecord, None]:
         """Iterate over what becomes of a task: as it is now, and after changes, until its end.
 
         Changes that come faster than they are asked for are passed over, but never the last one. Those of another
@@ -619,9 +620,10 @@ class TaskService:
             raise UnknownTaskError(msg)
         return record
 
-    async def _tell(self, task_id: str, name: str, headers: Mapping[str, str] | None = None) -> None:
-        """Tell the workers of a task."""
-        await self._bus.publish(topic_of(name), task_id.encode(), headers=headers)
+    async def _tell(self, task_id: str, name: str) -> None:
+        """Tell the workers of a task, if there are any that can be told: others look into the store by themselves."""
+        if self._workers or self._bus.capabilities.shared or not self._store.shared:
+            await self._bus.publish(topic_of(name), task_id.encode())
 
     async def _sweep(self, entered: float) -> None:
         """Forget what has expired, and tell the workers once more of what nobody has come to.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,7 +35,7 @@ class Tracing:
 
     @contextmanager
     def submitting(self, topic: str, task_id: str) -> Iterator[dict[str, str]]:
-        """Make a span of a submission; the headers carry it to the run."""
+        """Make a span of a submission, and give the headers that say so to the run."""
         attributes = self._attributes("send", topic, task_id)
         kind = self._trace.SpanKind.PRODUCER
         with self._tracer.start_as_current_span(f"send {topic}", kind=kind, attributes=attributes):
@@ -44,12 +44,12 @@ class Tracing:
             yield headers
 
     @contextmanager
-    def running(self, topic: str, record: TaskRecord, headers: Mapping[str, str]) -> Iterator[None]:
+    def running(self, topic: str, record: TaskRecord) -> Iterator[None]:
         """Make a span of an attempt; an error that goes through it is its own."""
         attributes: dict[str, Any] = self._attributes("process", topic, record.id)
         attributes["chanflow.task.attempt"] = record.attempts
         kind = self._trace.SpanKind.CONSUMER
-        parent = self._propagate.extract(headers)
+        parent = self._propagate.extract(record.trace or {})
         with self._tracer.start_as_current_span(
             f"process {topic}", context=parent, kind=kind, attributes=attributes
         ) as span:

@@ -92,6 +92,8 @@ class TaskRecord(Struct, frozen=True, kw_only=True, gc=False):
     lease_until: float | None = None
     """Until when that one is taken to be alive."""
     cancel_requested: bool = False
+    trace: dict[str, str] | None = None
+    """Which trace its submission was part of, in OpenTelemetry's headers."""
 
     def __repr__(self) -> str:
         # Without what may be long, or a secret.

@@ -11,6 +11,8 @@ from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
 
 __all__ = ["TIMES", "from_json", "moment", "plain", "to_json"]
 
+SHORT = 1000
+"""Characters of an error's message in a list."""
 TIMES = ("created_at", "run_at", "started_at", "finished_at", "expires_at")
 
 
@@ -19,7 +21,7 @@ def to_json(record: TaskRecord, *, whole: bool = True) -> dict[str, Any]:
 
     Args:
         record: the task.
-        whole: whether with its arguments and its result, which may be long.
+        whole: whether with its arguments and its result, which may be long, and the whole of an error's message.
     """
     progress = record.progress
     task = {
@@ -28,7 +30,7 @@ def to_json(record: TaskRecord, *, whole: bool = True) -> dict[str, Any]:
         "status": record.status.value,
         "attempts": record.attempts,
         "error_type": record.error_type,
-        "error_message": record.error_message,
+        "error_message": record.error_message if whole else record.error_message and record.error_message[:SHORT],
         "progress": progress and {"done": progress.done, "total": progress.total, "message": progress.message},
         "idempotency_key": record.idempotency_key,
         "worker": record.worker,

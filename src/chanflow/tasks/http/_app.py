@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from chanflow._storage import StorageError
 from chanflow.tasks._errors import UnknownTaskError
+from chanflow.tasks._handler import ArgumentError
 from chanflow.tasks.http._guard import Guard
 from chanflow.tasks.http._live import Live
 from chanflow.tasks.http._metrics import render
@@ -127,7 +128,10 @@ class App:
         body = await read_json(request, self._max_body)
         try:
             encoded = handler.encode_json(body)
-        except msgspec.DecodeError as error:
+        except ArgumentError:
+            raise
+        except (ValueError, RecursionError) as error:
+            # No JSON, no UTF-8, or deeper than any reader goes.
             raise Problem(400, f"the body is not JSON: {error}") from None
         task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay)
         self._pending += 1
@@ -281,8 +285,10 @@ def make_app(service: TaskService, tokens: Sequence[str] | None, **options: Any)
 
 async def changes(service: TaskService, task_id: str) -> AsyncGenerator[bytes, None]:
     """Give what becomes of a task as messages."""
-    async for record in service.watch(task_id):
-        yield event("record", to_json(record))
+    # Closed with this one, and not when it is collected.
+    async with aclosing(service.watch(task_id)) as records:
+        async for record in records:
+            yield event("record", to_json(record))
 
 
 def letter(dead: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -22,8 +22,12 @@ from chanflow.tasks.wire import from_json
 
 __all__ = ["ServiceError", "TaskClient"]
 
+T = TypeVar("T")
+
 LONG_POLL = 20.0
 """Seconds for which one request waits for the end of a task."""
+PAUSE = 1.0
+"""Seconds from one request to the next where the service doesn't wait, or a stream is over at once."""
 DEFAULT_RETRY = Retry(5)
 
 
@@ -108,10 +112,11 @@ class TaskClient:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"arguments of {name} can't be sent: {error}"
             raise ArgumentError(msg) from error
-        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key or token_hex(16)}
+        key = token_hex(16) if idempotency_key is None else idempotency_key
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         parameters = {"delay": repr(float(delay))} if delay else None
         response = await self._ask("POST", f"tasks/{escape(name)}", headers=headers, content=body, params=parameters)
-        return str(response.json()["task_id"])
+        return self._read(response, lambda answer: str(answer["task_id"]))
 
     async def get(self, task_id: str) -> TaskRecord:
         """Give what is known of a task.
@@ -120,7 +125,7 @@ class TaskClient:
             UnknownTaskError: there is no such task, or it has expired.
             ServiceError: the service can't be reached, or refuses.
         """
-        return from_json((await self._ask("GET", f"tasks/{escape(task_id)}")).json())
+        return self._read(await self._ask("GET", f"tasks/{escape(task_id)}"), from_json)
 
     async def wait(self, task_id: str, timeout: float = math.inf) -> TaskRecord:
         """Wait for the end of a task, and give what is known of it then.
@@ -139,15 +144,17 @@ class TaskClient:
         check_seconds("timeout", timeout)
         deadline = current_time() + timeout
         while True:
-            wait = min(LONG_POLL, max(deadline - current_time(), 0.0))
+            asked_at = current_time()
+            wait = min(LONG_POLL, max(deadline - asked_at, 0.0))
             headers = {"Prefer": f"wait={math.ceil(wait)}"}
             response = await self._ask("GET", f"tasks/{escape(task_id)}", headers=headers, waiting=wait)
-            record = from_json(response.json())
+            record = self._read(response, from_json)
             if record.status.is_end:
                 return record
             if current_time() >= deadline:
                 msg = f"task {task_id} is {record.status.value} after {timeout} s"
                 raise TimeoutError(msg)
+            await pause(min(asked_at + PAUSE, deadline))
 
     async def result(self, task_id: str, timeout: float = math.inf) -> Any:
         """Wait for the end of a task, and give its result as plain data.
@@ -182,6 +189,7 @@ class TaskClient:
         """
         last: TaskRecord | None = None
         while last is None or not last.status.is_end:
+            asked_at = current_time()
             # Besides, it tells whether the task is still known.
             record = await self.get(task_id)
             if record != last:
@@ -194,6 +202,8 @@ class TaskClient:
                     if record != last:
                         last = record
                         yield record
+            if not record.status.is_end:
+                await pause(asked_at + PAUSE)
 
     async def _stream(self, task_id: str) -> AsyncGenerator[TaskRecord, None]:
         path = f"{self._url}/tasks/{escape(task_id)}/events"
@@ -206,8 +216,8 @@ class TaskClient:
                 async for line in response.aiter_lines():
                     if line.startswith("data: "):
                         yield from_json(msgspec.json.decode(line.removeprefix("data: ")))
-        except httpx.TransportError:
-            # Whoever iterates asks again.
+        except (httpx.TransportError, ValueError, TypeError, KeyError):
+            # It broke, perhaps in the middle of a message. Whoever iterates asks again.
             return
 
     async def cancel(self, task_id: str) -> TaskRecord:
@@ -216,7 +226,7 @@ class TaskClient:
         Raises:
             UnknownTaskError, ServiceError: as for `get`.
         """
-        return from_json((await self._ask("DELETE", f"tasks/{escape(task_id)}")).json())
+        return self._read(await self._ask("DELETE", f"tasks/{escape(task_id)}"), from_json)
 
     async def _ask(
         self,
@@ -244,7 +254,7 @@ class TaskClient:
                     timeout=self._timeout + waiting,
                 )
             except httpx.TransportError as error:
-                failed = ServiceError(f"{self._url}: {error or type(error).__name__}")
+                failed = ServiceError(f"{self._url}: {str(error) or type(error).__name__}")
                 failed.__cause__ = error
             else:
                 if response.is_success:
@@ -258,6 +268,14 @@ class TaskClient:
                 raise failed
             await sleep(self._retry.backoff(attempts) if again is None else again)
 
+    def _read(self, response: httpx.Response, read: Callable[[Any], T]) -> T:
+        """Make something of an answer."""
+        try:
+            return read(response.json())
+        except (ValueError, TypeError, KeyError) as error:
+            msg = f"{self._url}: the answer is none of a task service's: {error!r}"
+            raise ServiceError(msg, response.status_code) from error
+
     def _failure(self, response: httpx.Response) -> Exception:
         """Make an error of an answer that is none."""
         try:
@@ -269,6 +287,11 @@ class TaskClient:
         if kind is not None and response.headers.get("content-type") == "application/problem+json":
             return kind(detail)
         return ServiceError(f"{self._url}: {response.status_code} {detail}", response.status_code)
+
+
+async def pause(until: float) -> None:
+    """Wait until a time, if it is not over already."""
+    await sleep(max(until - current_time(), 0.0))
 
 
 def escape(part: str) -> str:

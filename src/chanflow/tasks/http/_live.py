@@ -45,7 +45,7 @@ class Live:
             if now - self._made_at > 0.9 * INTERVAL:
                 self._latest = event("snapshot", await self._make(now))
                 self._made_at = now
-        return self._latest
+            return self._latest
 
     async def _make(self, now: float) -> dict[str, Any]:
         figures = self._service.statistics()
@@ -53,9 +53,9 @@ class Live:
         elapsed = now - self._made_at
         # What ended while nobody watched says nothing of now.
         throughput = (ended - self._ended) / elapsed if elapsed < 5 * INTERVAL else 0.0
-        self._ended = ended
         counts = await self._service.count()
         recent = await self._service.page(limit=RECENT)
+        self._ended = ended
         return {
             "at": moment(time.time()),
             "workers": {"total": figures.workers, "busy": figures.running},

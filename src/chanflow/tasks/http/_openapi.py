@@ -183,7 +183,8 @@ def paths() -> dict[str, Any]:
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
     ]
     draining = {503: answer("Not so.", health, headers=RETRY_AFTER)}
-    stream = "text/event-stream"
+    # Each message of a stream, with its data as text.
+    stream = thing({"event": TEXT, "data": TEXT}), "text/event-stream"
     return {
         "/tasks": {
             "get": operation(
@@ -217,7 +218,7 @@ def paths() -> dict[str, Any]:
             "get": operation(
                 "watch_task",
                 "Watch a task: a message `record` after each change, until its end",
-                {200: answer("The messages.", TEXT, stream)},
+                {200: answer("The messages.", *stream)},
                 404,
             ),
         },
@@ -232,7 +233,7 @@ def paths() -> dict[str, Any]:
             "get": operation(
                 "watch",
                 "Watch the service: a message `snapshot` each second",
-                {200: answer("The messages.", TEXT, stream)},
+                {200: answer("The messages.", *stream)},
             )
         },
         "/dead-letters": {

@@ -17,6 +17,8 @@ from chanflow.tasks._handler import ArgumentError
 __all__ = ["HANDLERS", "Problem", "json_response"]
 
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""Those that Python calls by their names of before RFC 9110, depending on its version."""
 STORAGE_RETRY = "5"
 """Seconds after which to try again when the store or the bus failed."""
 
@@ -33,7 +35,7 @@ class Problem(Exception):  # noqa: N818 -- the word of the RFC
         """Make the answer."""
         body = {
             "type": "about:blank",
-            "title": HTTPStatus(self.status).phrase,
+            "title": TITLES.get(self.status) or HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": str(self),
         }

@@ -17,8 +17,9 @@ from chanflow.tasks.http._request import Waits
 
 __all__ = ["EventStream", "event"]
 
-KEEP_ALIVE = 15.0
-"""Seconds after which something is sent, so that nothing in between takes the connection for dead."""
+KEEP_ALIVE = 5.0
+"""Seconds after which something is sent: nothing in between may take the connection for dead, and some servers notice
+only by this that the client is gone."""
 
 
 def event(name: str, data: object) -> bytes:
@@ -45,7 +46,8 @@ class EventStream(Response):
             # Some servers tell of a client that went away, others raise.
             async with aclosing(self._messages), self._waits.waiting(receive) as still_there:
                 await self._send_all(Sender(send, still_there))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        with suppress(OSError):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, sender: Sender) -> None:
         async with create_task_group() as tasks:

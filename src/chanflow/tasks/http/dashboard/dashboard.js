@@ -41,17 +41,8 @@ function setHidden(node, hidden, next) {
   if (focused && hidden) next.focus();
 }
 
-function make(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
-}
-
-function makeSvg(tag, attributes) {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
-}
+const make = (tag, properties) => Object.assign(document.createElement(tag), properties);
+const clone = (template) => $(template).content.firstElementChild.cloneNode(true);
 
 /** Make the children of `parent` those of `items`, in order; one that stays is the same node, updated in place. */
 function reconcile(parent, items, { attribute, key, create, update }) {
@@ -81,14 +72,12 @@ function setLongText(box, text, label) {
   pre.setAttribute("aria-label", label);
   box.replaceChildren(pre);
   if (text.length <= TEXT_CHARACTERS) return;
-  const button = make("button", { type: "button", textContent: `Show all ${text.length.toLocaleString()} characters` });
-  button.className = "show-all";
+  const button = make("button", { type: "button", className: "show-all" });
+  setText(button, `Show all ${text.length.toLocaleString()} characters`);
   button.addEventListener("click", () => {
-    // A textarea, as it neither wraps nor paints what is out of sight: a <pre> of 1 MB in one line takes seconds.
-    const area = make("textarea", { readOnly: true, wrap: "off", rows: 16, value: text, dir: "auto" });
-    area.setAttribute("aria-label", label);
-    box.replaceChildren(area);
-    area.focus();
+    pre.textContent = text;
+    button.remove();
+    pre.focus();
   });
   box.append(button);
 }
@@ -112,8 +101,8 @@ function duration(seconds) {
   if (seconds < 0.9995) return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 1 : 0)} ms`;
   if (seconds < 59.95) return `${seconds.toFixed(seconds < 9.995 ? 2 : 1)} s`;
   const whole = Math.round(seconds);
-  const [days, hours, minutes] = [Math.floor(whole / 86400), Math.floor(whole / 3600) % 24, Math.floor(whole / 60) % 60];
-  if (days) return `${days} d ${hours} h`;
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60];
+  if (hours >= 48) return `${Math.floor(hours / 24)} d ${hours % 24} h`;
   return hours ? `${hours} h ${minutes} min` : `${minutes} min ${whole % 60} s`;
 }
 
@@ -133,6 +122,15 @@ function setTime(node, iso) {
   setText(node, iso ? localTime(iso) : "–");
   node.dateTime = iso ?? "";
   node.title = iso ?? "";
+}
+
+/** Fill what has a `data-field` below `root` with the values of those names. */
+function fill(root, values, limit) {
+  for (const node of root.querySelectorAll("[data-field]")) {
+    const value = values[node.dataset.field];
+    if (node.tagName === "TIME") setTime(node, value);
+    else setText(node, typeof value === "number" ? value.toLocaleString() : cut(String(value ?? "–"), limit));
+  }
 }
 
 let clockOffset = 0; // Of the server's clock, in milliseconds: how long a task has run is told by the server's clock.
@@ -231,6 +229,7 @@ async function follow(path, signal, { onOpen = () => {}, onEvent, onLost = () =>
       }
     } catch (error) {
       if (error.status === 401 || error.status === 404) return;
+      if (!(error instanceof Problem) && !attempt.signal.aborted) console.error(error); // Maybe a fault of this page.
     } finally {
       clearTimeout(silence);
       signal.removeEventListener("abort", stop);
@@ -350,45 +349,28 @@ function showSnapshot(snapshot) {
   latencyChart.add(point);
   reconcile($("queues"), snapshot.queues, {
     attribute: "name",
-    key: (queue) => queue.name,
-    create: (queue) => {
-      const head = make("th", { scope: "row", title: cut(queue.name) }, make("bdi", { textContent: cut(queue.name) }));
-      return make("tr", {}, head, ...QUEUE_COLUMNS.map(() => make("td", { className: "number" })));
+    key: ({ name }) => name,
+    create: () => clone("queue-row"),
+    update(row, queue) {
+      fill(row, queue);
+      row.firstElementChild.title = cut(queue.name);
     },
-    update: (row, queue) =>
-      QUEUE_COLUMNS.forEach((column, index) => setText(row.children[index + 1], queue[column].toLocaleString())),
   });
   if (page.after === null) mergeTasks(snapshot.recent);
   else showTasks();
   if (details.record) showDetails(details.record); // The time that it has run goes on.
 }
 
-const QUEUE_COLUMNS = ["running", "submitted", "success", "failed", "cancelled", "retried"];
-
 /** A line chart of the last two minutes; its legend tells the values of now, or of the time under the pointer. */
 class Chart {
   // SVG rather than canvas: it is sharp at any resolution, and takes new colours when the theme changes, by itself.
-  constructor(figure, title, series, format) {
-    Object.assign(this, { title, series, format, points: [], pointedAt: null });
-    this.svg = makeSvg("svg", { viewBox: `0 0 ${CHART_SECONDS} 100`, preserveAspectRatio: "none", role: "img" });
-    for (const y of [0, 50, 100]) this.svg.append(makeSvg("line", { class: "grid", x1: 0, x2: CHART_SECONDS, y1: y, y2: y }));
-    this.paths = series.map(({ key }) => makeSvg("path", { class: `line ${key}` }));
-    this.cursor = makeSvg("line", { class: "cursor", y1: 0, y2: 100, visibility: "hidden" });
-    this.svg.append(...this.paths, this.cursor);
-    this.values = series.map(() => make("span", { className: "number" }));
-    const legend = series.map(({ key, label }, index) =>
-      make("span", { className: `key ${key}` }, make("i"), `${label} `, this.values[index]),
-    );
-    this.top = make("span", { className: "axis number" });
-    this.when = make("span", { textContent: "now" });
-    figure.append(
-      make("figcaption", {}, make("h3", { textContent: title }), make("span", { className: "legend" }, ...legend)),
-      make("div", { className: "plot" }, this.svg, this.top),
-      make("div", { className: "axis-x" }, make("span", { textContent: "2 min ago" }), this.when),
-    );
-    this.svg.addEventListener("pointermove", (event) => {
-      const box = this.svg.getBoundingClientRect();
-      this.pointedAt = ((event.clientX - box.left) / box.width) * CHART_SECONDS;
+  constructor(figure, format) {
+    Object.assign(this, { figure, format, points: [], pointedAt: null });
+    this.svg = figure.querySelector("svg");
+    this.series = [...figure.querySelectorAll(".key")].map(({ dataset }) => dataset);
+    this.svg.addEventListener("pointermove", ({ clientX }) => {
+      const { left, width } = this.svg.getBoundingClientRect();
+      this.pointedAt = ((clientX - left) / width) * CHART_SECONDS;
       this.draw();
     });
     this.svg.addEventListener("pointerleave", () => {
@@ -406,33 +388,33 @@ class Chart {
   draw() {
     const last = this.points[this.points.length - 1];
     if (!last) return;
-    const x = (point) => CHART_SECONDS - (last.time - point.time);
-    const highest = Math.max(0, ...this.points.flatMap((point) => this.series.map(({ key }) => point[key] ?? 0)));
-    const top = niceCeiling(highest);
-    setText(this.top, this.format(top));
-    this.series.forEach(({ key }, index) => {
-      let line = "";
-      let before = null;
-      for (const point of this.points) {
-        if (point[key] !== null) {
-          const joined = before && before[key] !== null && point.time - before.time < GAP_SECONDS;
-          line += `${joined ? "L" : "M"}${x(point).toFixed(2)} ${(100 - (point[key] / top) * 100).toFixed(2)}`;
-          if (!joined) line += "h0.01"; // So that a lone point is seen.
-        }
-        before = point;
-      }
-      this.paths[index].setAttribute("d", line);
-    });
+    const x = ({ time }) => CHART_SECONDS - (last.time - time);
     const distance = (point) => Math.abs(x(point) - this.pointedAt);
     const shown = this.pointedAt === null ? last : this.points.reduce((a, b) => (distance(b) < distance(a) ? b : a));
+    const top = niceCeiling(Math.max(...this.points.flatMap((point) => this.series.map(({ key }) => point[key]))));
     const words = (point, key) => (point[key] === null ? "–" : this.format(point[key]));
-    this.series.forEach(({ key }, index) => setText(this.values[index], words(shown, key)));
-    setText(this.when, shown === last ? "now" : `${Math.round(last.time - shown.time)} s ago`);
-    this.cursor.setAttribute("visibility", this.pointedAt === null ? "hidden" : "visible");
-    this.cursor.setAttribute("x1", x(shown));
-    this.cursor.setAttribute("x2", x(shown));
+    const find = (selector) => this.figure.querySelector(selector);
+    for (const { key } of this.series) {
+      find(`.line.${key}`).setAttribute("d", this.line(key, x, top));
+      setText(find(`.key.${key} .number`), words(shown, key));
+    }
+    setText(find(".top"), this.format(top));
+    setText(find(".when"), shown === last ? "now" : `${Math.round(last.time - shown.time)} s ago`);
+    find(".cursor").setAttribute("d", this.pointedAt === null ? "" : `M${x(shown)} 0V100`);
     const current = this.series.map(({ key, label }) => `${label} ${words(last, key)}`).join(", ");
-    this.svg.setAttribute("aria-label", `${this.title} over the last 2 minutes. Now: ${current}.`);
+    this.svg.setAttribute("aria-label", `${find("h3").textContent} over the last 2 minutes. Now: ${current}.`);
+  }
+
+  line(key, x, top) {
+    let path = "";
+    let before = null;
+    for (const point of this.points.filter((each) => each[key] !== null)) {
+      const joined = before && point.time - before.time < GAP_SECONDS;
+      path += `${joined ? "L" : "M"}${x(point).toFixed(2)} ${(100 - (point[key] / top) * 100).toFixed(2)}`;
+      if (!joined) path += "h0.01"; // So that a lone point is seen.
+      before = point;
+    }
+    return path;
   }
 }
 
@@ -442,18 +424,8 @@ function niceCeiling(value) {
   return [1, 2, 5, 10].find((step) => step * power >= value) * power;
 }
 
-const throughputChart = new Chart($("throughput-chart"), "Throughput", [{ key: "throughput", label: "ended" }], rate);
-const latencyChart = new Chart(
-  $("latency-chart"),
-  "Latency",
-  [
-    { key: "wait_p50", label: "wait p50" },
-    { key: "wait_p95", label: "wait p95" },
-    { key: "run_p50", label: "run p50" },
-    { key: "run_p95", label: "run p95" },
-  ],
-  duration,
-);
+const throughputChart = new Chart($("throughput-chart"), rate);
+const latencyChart = new Chart($("latency-chart"), duration);
 
 // --- Submit ---------------------------------------------------------------------------------------------------------
 
@@ -490,23 +462,13 @@ function example(schema, root, depth = 0) {
   if (schema.enum?.length) return schema.enum[0];
   const choices = schema.anyOf ?? schema.oneOf ?? schema.allOf;
   if (choices?.length) return example(choices[0], root, depth + 1);
-  switch (Array.isArray(schema.type) ? schema.type[0] : schema.type) {
-    case "string":
-      return "";
-    case "integer":
-    case "number":
-      return schema.minimum ?? 0;
-    case "boolean":
-      return false;
-    case "array":
-      return [];
-    case "object": {
-      const required = (schema.required ?? []).map((name) => [name, example(schema.properties?.[name], root, depth + 1)]);
-      return Object.fromEntries(required);
-    }
-    default:
-      return null;
+  const type = Array.isArray(schema.type) ? schema.type[0] : schema.type;
+  if (type === "object") {
+    const filled = (name) => [name, example(schema.properties?.[name], root, depth + 1)];
+    return Object.fromEntries((schema.required ?? []).map(filled));
   }
+  const empty = { string: "", integer: schema.minimum ?? 0, number: schema.minimum ?? 0, boolean: false, array: [] };
+  return empty[type] ?? null;
 }
 
 function prefill() {
@@ -612,26 +574,18 @@ function showTasks() {
 }
 
 function createRow({ id, name }) {
-  const open = make("button", { type: "button", className: "open-task", title: id, textContent: id.slice(0, 8) });
+  const row = clone("task-row");
+  const open = row.querySelector("button");
+  setText(open, id.slice(0, 8));
+  open.title = id;
   open.setAttribute("aria-label", `${id.slice(0, 8)}, open ${cut(name, 80)}`);
-  const bar = make("progress", { hidden: true });
-  bar.setAttribute("aria-label", "Progress");
-  return make(
-    "tr",
-    {},
-    make("td", { className: "col-status" }, make("span", { className: "status" })),
-    make("td", { className: "col-name" }, make("bdi", { textContent: cut(name) })),
-    make("td", { className: "col-id" }, open),
-    make("td", { className: "col-created" }, make("time", { className: "number" })),
-    make("td", { className: "col-time number" }),
-    make("td", { className: "col-note" }, bar, make("bdi")),
-  );
+  return row;
 }
 
 function updateRow(row, record) {
   row.dataset.status = record.status;
   setStatus(row.querySelector(".status"), record);
-  setTime(row.querySelector("time"), record.created_at);
+  fill(row, record);
   setText(row.querySelector(".col-time"), duration(runSeconds(record)));
   const bar = row.querySelector("progress");
   bar.hidden = record.status !== "running" || !record.progress;
@@ -676,8 +630,6 @@ $("search").addEventListener("input", () => {
 
 // --- Details --------------------------------------------------------------------------------------------------------
 
-const TIMES = ["created_at", "run_at", "started_at", "finished_at", "expires_at"];
-const FIELDS = ["id", "name", "status", "attempts", ...TIMES, "worker", "idempotency_key", "cancel_requested"];
 const details = { record: null, opening: new AbortController() };
 
 /** Open the details of a task, and follow it until its end. */
@@ -724,18 +676,7 @@ function showDetails(record) {
   setLongText($("details-arguments"), pretty(record.arguments), "Arguments");
   setHidden($("details-cancel"), ENDS.includes(status) || record.cancel_requested, $("details-heading"));
   setHidden($("details-retry"), status !== "failed" && status !== "cancelled", $("details-heading"));
-  const fields = [...FIELDS.map((name) => [name, record[name]]), ["duration", duration(runSeconds(record))]];
-  reconcile($("details-fields"), fields, {
-    attribute: "field",
-    key: ([name]) => name,
-    create: ([name]) =>
-      make("div", {}, make("dt", { textContent: name }), make("dd", {}, make(TIMES.includes(name) ? "time" : "bdi"))),
-    update: (node, [name, value]) => {
-      const shown = node.querySelector("time, bdi");
-      if (TIMES.includes(name)) setTime(shown, value);
-      else setText(shown, cut(String(value ?? "–"), 1000));
-    },
-  });
+  fill($("details-fields"), { ...record, duration: duration(runSeconds(record)) }, 1000);
 }
 
 async function changeTask(button, path, method) {
@@ -765,7 +706,7 @@ $("details").addEventListener("close", () => {
   const row = [...$("tasks").children].find((node) => node.dataset.taskId === details.record?.id);
   details.opening.abort();
   details.record = null;
-  if (document.activeElement === document.body && !$("app").hidden) (row?.querySelector("button") ?? $("search")).focus();
+  if (document.activeElement === document.body) (row?.querySelector("button") ?? $("search")).focus();
 });
 
 // --- Dead letters ---------------------------------------------------------------------------------------------------
@@ -774,27 +715,21 @@ async function loadDeadLetters() {
   const { topics } = await getJson("dead-letters", { signal: session.signal }).catch(() => ({ topics: null }));
   if (!topics) return; // Shown is what was known; the connection's state tells of the trouble.
   setHidden($("dead-letters"), !topics.length, $("tasks-heading"));
-  reconcile($("topics"), topics, { attribute: "topic", key: ({ topic }) => topic, create: createTopic, update: updateTopic });
+  const key = ({ topic }) => topic;
+  reconcile($("topics"), topics, { attribute: "topic", key, create: createTopic, update: updateTopic });
 }
 
 function createTopic({ topic }) {
-  const all = make("button", { type: "button", className: "replay-all", textContent: "Replay all" });
+  const section = clone("topic");
+  const all = section.querySelector(".replay-all");
+  section.querySelector(".scroll").setAttribute("aria-label", `Dead letters of ${cut(topic, 80)}`);
   all.setAttribute("aria-label", `Replay all of ${cut(topic, 80)}`);
   all.addEventListener("click", () => replay(all, topic, {}));
-  const columns = ["Id", "Group", "Reason", "Attempts", "Body", "Died at", ""].map((text) =>
-    make("th", { scope: "col", textContent: text, className: text === "Attempts" ? "number" : "" }),
-  );
-  columns[6].append(make("span", { className: "visually-hidden", textContent: "Actions" }));
-  const heading = make("h3", {}, make("bdi", { textContent: cut(topic) }), " ", make("span", { className: "muted number" }));
-  const table = make("table", {}, make("thead", {}, make("tr", {}, ...columns)), make("tbody"));
-  const scroll = make("div", { className: "scroll", tabIndex: 0 }, table);
-  scroll.setAttribute("role", "region");
-  scroll.setAttribute("aria-label", `Dead letters of ${cut(topic, 80)}`);
-  return make("section", {}, make("div", { className: "panel-head" }, heading, all), scroll);
+  return section;
 }
 
 function updateTopic(section, { topic, messages }) {
-  setText(section.querySelector("h3 span"), messages.length.toLocaleString());
+  fill(section.querySelector("h3"), { topic, count: messages.length });
   section.querySelector(".replay-all").hidden = !messages.length;
   reconcile(section.querySelector("tbody"), messages, {
     attribute: "messageId",
@@ -805,31 +740,20 @@ function updateTopic(section, { topic, messages }) {
 }
 
 function createMessage(topic, message) {
-  const one = make("button", { type: "button", className: "replay", textContent: "Replay" });
+  const row = clone("dead-letter");
+  fill(row, message);
+  const show = () => setLongText(row.querySelector(".whole"), pretty(message), "The whole message");
+  row.querySelector("details").addEventListener("toggle", show);
+  const one = row.querySelector("button");
   one.setAttribute("aria-label", `Replay ${cut(String(message.id), 80)}`);
   one.addEventListener("click", () => replay(one, topic, { ids: [message.id] }));
-  const whole = make("div");
-  const body = make("details", {}, make("summary", {}, make("bdi", { textContent: cut(message.body) })), whole);
-  body.addEventListener("toggle", () => setLongText(whole, pretty(message), "The whole message"));
-  const time = make("time", { className: "number" });
-  setTime(time, message.died_at);
-  const words = (value) => make("td", {}, make("bdi", { textContent: cut(String(value ?? "–")) }));
-  return make(
-    "tr",
-    {},
-    words(message.id),
-    words(message.group),
-    words(message.reason),
-    make("td", { className: "number", textContent: String(message.attempts) }),
-    make("td", { className: "col-body" }, body),
-    make("td", {}, time),
-    make("td", {}, one),
-  );
+  return row;
 }
 
 async function replay(button, topic, body) {
   await perform(button, $("dead-letters-message"), async () => {
-    const { replayed } = await sendJson(`dead-letters/${encodeURIComponent(topic)}/replay`, "POST", JSON.stringify(body));
+    const path = `dead-letters/${encodeURIComponent(topic)}/replay`;
+    const { replayed } = await sendJson(path, "POST", JSON.stringify(body));
     $("dead-letters-heading").focus(); // The button goes away with its row.
     await loadDeadLetters();
     return `Replayed ${replayed}.`;

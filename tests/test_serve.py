@@ -1,0 +1,342 @@
+"""`chanflow serve` and `chanflow demo-service`, run the way a user runs them, and asked over real connections."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+
+import httpx
+import pytest
+
+from chanflow.tasks import TaskStatus
+from tests.test_demo import COMMAND, PATIENCE
+
+APPLICATION = """
+import anyio
+from dataclasses import dataclass
+from chanflow.tasks import Progress, TaskService
+
+service = TaskService(bus="sqlite:///tasks.db", store="sqlite:///tasks.db", workers=2, lease=2.0)
+quick = TaskService(workers=4)
+
+@service.task
+async def slow(seconds: float) -> str:
+    await anyio.sleep(seconds)
+    return "done"
+
+@dataclass
+class Address:
+    street: str
+    number: int = 1
+
+@quick.task
+async def report(progress: Progress, pages: int = 2, to: Address | None = None) -> dict:
+    "Write a report."
+    await progress.update(pages, max(pages, 1)) if 0 <= pages <= max(pages, 1) else None
+    return {"pages": pages}
+
+@quick.task
+async def fail(text: str) -> None:
+    raise ValueError(text)
+
+@quick.task
+async def echo(data: dict[str, float | str | None], tags: list[str] = []) -> dict:
+    return data
+
+@quick.task
+async def stuck() -> None:
+    await anyio.sleep(3600)
+"""
+STREAMS = 1000
+FLOOD = 1000
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Make a directory with an application."""
+    (tmp_path / "application.py").write_text(APPLICATION)
+    return tmp_path
+
+
+class Server:
+    """A command that serves, and a client to ask it."""
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process = process
+        self.url = url
+        self.http = httpx.Client(base_url=url, timeout=PATIENCE)
+
+    def submit(self, name: str, **arguments: object) -> str:
+        """Submit a task, which is accepted."""
+        response = self.http.post(f"tasks/{name}", json=arguments)
+        assert response.status_code == 202, response.text
+        return str(response.json()["task_id"])
+
+    def status(self, task_id: str) -> str:
+        """Ask for a task's status."""
+        return str(self.http.get(f"tasks/{task_id}").json()["status"])
+
+    def end(self, *signals: int) -> tuple[int, str]:
+        """Stop it, and give its exit status and what else it said."""
+        for number in signals:
+            self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, said
+
+
+@contextmanager
+def serving(place: Path, *arguments: str, said: list[str] | None = None) -> Iterator[Server]:
+    """Run a command that serves on any port that is free, until the block is left."""
+    command = [*COMMAND, *arguments, "--port", "0"]
+    with ExitStack() as stack:
+        process = stack.enter_context(subprocess.Popen(command, cwd=place, text=True, stderr=subprocess.PIPE))
+        # So that the pipe is closed whatever happens.
+        stack.callback(process.kill)
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("serving on "):
+                server = Server(process, line.split()[-1])
+                stack.callback(server.http.close)
+                yield server
+                return
+            assert said is not None, line
+            said.append(line)
+        raise AssertionError(process.wait())
+
+
+def count(directory: Path) -> int:
+    return len(list(directory.iterdir()))
+
+
+def refused(place: Path, *arguments: str) -> tuple[int, str]:
+    """Run a command that ends at once, and give its exit status and its last line."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], cwd=place, text=True, capture_output=True, timeout=PATIENCE, check=False
+    )
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def has_status(server: Server, task_id: str, status: str) -> bool:
+    return server.status(task_id) == status
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    deadline = monotonic() + PATIENCE
+    while not what():
+        assert monotonic() < deadline
+        sleep(0.02)
+
+
+def test_it_drains_and_answers_meanwhile(place: Path, backend: str) -> None:
+    """After SIGTERM what runs may end, new tasks are refused with 503, and everything else is answered."""
+    with serving(place, "serve", "application:service", "--backend", backend) as server:
+        assert server.http.get("health").json() == {"status": "ok"}
+        task_id = server.submit("slow", seconds=2.0)
+        wait_until(lambda: server.status(task_id) == "running")
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: server.http.get("health").status_code == 503)
+        response = server.http.post("tasks/slow", json={"seconds": 0.0})
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert server.status(task_id) == "running"
+        ended = server.http.get(f"tasks/{task_id}", headers={"Prefer": "wait=20"})
+        assert (ended.json()["status"], ended.json()["result"]) == ("success", "done")
+        assert server.end() == (0, "draining, for up to 30 s\n")
+
+
+def test_what_takes_too_long_is_handed_back(place: Path, backend: str) -> None:
+    """After the time to drain, or at a second signal, what runs is pending again; an open stream ends."""
+    for drain, signals in (("0.2", [signal.SIGTERM]), ("100", [signal.SIGTERM, signal.SIGTERM])):
+        with serving(place, "serve", "application:service", "--backend", backend, "--drain", drain) as server:
+            task_id = server.submit("slow", seconds=60.0)
+            wait_until(partial(has_status, server, task_id, "running"))
+            with server.http.stream("GET", "events") as events:
+                lines = events.iter_lines()
+                assert next(lines) == "event: snapshot"
+                for number in signals:
+                    server.process.send_signal(number)
+                    sleep(0.3)
+                if len(signals) == 1:
+                    # It ends as it should, and is not torn off.
+                    assert all(line.startswith(("event: ", "data: ", "")) for line in lines)
+            assert server.process.wait(PATIENCE) == 0
+        with serving(place, "serve", "application:service", "--backend", backend, "--workers", "0") as server:
+            record = server.http.get(f"tasks/{task_id}").json()
+            assert (record["status"], record["attempts"]) == ("pending", 0)
+            assert server.http.delete(f"tasks/{task_id}").json()["status"] == "cancelled"
+            assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_ctrl_c(place: Path, backend: str) -> None:
+    """It drains as SIGTERM does, and the exit status tells of Ctrl-C."""
+    with serving(place, "serve", "application:service", "--backend", backend) as server:
+        assert server.end(signal.SIGINT) == (130, "draining, for up to 30 s\n")
+
+
+def test_tokens(place: Path) -> None:
+    """With a token file, nothing but health and the empty page is there without a token of it."""
+    (place / "tokens").write_text("first\n\nsecond\n")
+    said: list[str] = []
+    arguments = ("serve", "application:quick", "--token-file", "tokens")
+    with serving(place, *arguments, said=said) as server:
+        for path in ("tasks", "metrics", "openapi.json", "events", "handlers", "dead-letters", "tasks/x"):
+            assert server.http.get(path).status_code == 401, path
+        for path in ("health", ""):
+            assert server.http.get(path).status_code == 200, path
+        for token, status in (("first", 200), ("second", 200), ("third", 401)):
+            assert server.http.get("tasks", headers={"Authorization": f"Bearer {token}"}).status_code == status
+        server.end(signal.SIGTERM)
+    assert said == []
+
+
+def test_open_to_all_is_told(place: Path) -> None:
+    """Whoever serves beyond this machine without tokens is told what that means."""
+    said: list[str] = []
+    with serving(place, "serve", "application:quick", "--host", "127.0.0.2", said=said) as server:
+        server.end(signal.SIGTERM)
+    assert said == ["anybody who reaches 127.0.0.2 can submit tasks, and read them: see --token-file\n"]
+
+
+def test_mistakes_are_told_in_a_line(place: Path) -> None:
+    """A port that is taken, a file without tokens, a service that is none."""
+    (place / "empty").write_text("\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = refused(place, "serve", "application:quick", "--port", str(port))
+        assert said == (1, f"Error: can't listen on 127.0.0.1 port {port}: Address already in use")
+    assert refused(place, "serve", "application:quick", "--token-file", "empty") == (1, "Error: empty has no token")
+    assert refused(place, "serve", "application:quick", "--token-file", "missing")[0] == 2
+    assert refused(place, "serve", "application:nothing")[0] == 1
+    assert refused(place, "serve", "application:quick", "--port", "70000")[0] == 2
+    without = "import sys; sys.modules['starlette'] = None; from chanflow.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", without, "serve", "application:quick"],
+        cwd=place,
+        text=True,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stderr == "Error: chanflow.tasks.http needs starlette: pip install 'chanflow[http]'\n"
+    assert done.returncode == 1
+
+
+def test_json_log(place: Path) -> None:
+    """Each line is an object, which names the task that it is about."""
+    with serving(place, "serve", "application:quick", "--log-format", "json") as server:
+        task_id = server.submit("fail", text="it is broken")
+        assert server.http.get(f"tasks/{task_id}", headers={"Prefer": "wait=10"}).json()["status"] == "failed"
+        _, said = server.end(signal.SIGTERM)
+    [line] = [line for line in said.splitlines() if line.startswith("{")]
+    assert f'"task_id": "{task_id}", "task_name": "fail"' in line
+    assert "ValueError: it is broken" in line
+
+
+def test_the_demo(tmp_path: Path, backend: str) -> None:
+    """It serves a page, and reports that can be submitted and watched."""
+    with serving(tmp_path, "demo-service", "--backend", backend) as server:
+        assert server.http.get("").headers["Content-Type"] == "text/html; charset=utf-8"
+        names = [handler["name"] for handler in server.http.get("handlers").json()["handlers"]]
+        assert names == ["report", "fetch", "sum"]
+        task_id = server.submit("report", pages=2)
+        with server.http.stream("GET", f"tasks/{task_id}/events") as events:
+            records = [line for line in events.iter_lines() if line.startswith("data: ")]
+        assert '"message":"page 2 of 2"' in records[-2]
+        assert '"status":"success"' in records[-1]
+        done = server.http.post("tasks/sum", json={"numbers": [1, 2.5]}, headers={"Prefer": "wait=10"})
+        assert done.json()["result"] == 3.5
+        assert server.end(signal.SIGINT)[0] == 130
+
+
+def test_a_flood_is_refused_and_survived(place: Path, backend: str) -> None:
+    """So many are accepted as may be pending, the others get 503 and when to come again, and the service stays up."""
+    arguments = ("serve", "application:quick", "--backend", backend, "--max-pending", "100", "--drain", "0")
+    with serving(place, *arguments) as server:
+        answers: Counter[int] = Counter()
+        for _ in range(FLOOD):
+            response = server.http.post("tasks/stuck", json={})
+            answers[response.status_code] += 1
+            assert response.status_code == 202 or response.headers["Retry-After"] == "1"
+        # Four run, and do not count; the count may be a moment old.
+        assert 100 <= answers[202] <= 104
+        assert answers[202] + answers[503] == FLOOD
+        counts = server.http.get("metrics").text
+        assert f'chanflow_tasks{{status="pending"}} {answers[202] - 4:.1f}' in counts
+        [task, *_] = server.http.get("tasks", params={"status": "pending"}).json()["tasks"]
+        server.http.delete(f"tasks/{task['id']}")
+        sleep(0.3)
+        server.submit("stuck")
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_thousand_streams(place: Path, backend: str) -> None:
+    """So many event streams are open at the same time, and nothing is left of them after they are gone."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = STREAMS + 500
+    if hard < needed:
+        pytest.skip("needs more open files than may be had here: ulimit -n")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    with serving(place, "serve", "application:quick", "--backend", backend, "--drain", "0") as server:
+        task_id = server.submit("stuck")
+        port = httpx.URL(server.url).port
+        descriptors = Path(f"/proc/{server.process.pid}/fd")
+        before = count(descriptors)
+        with ExitStack() as stack:
+            streams = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE)) for _ in range(STREAMS)
+            ]
+            for number, stream in enumerate(streams):
+                path = "events" if number % 2 else f"tasks/{task_id}/events"
+                stream.sendall(f"GET /{path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            for stream in streams:
+                received = b""
+                while b"\ndata: " not in received:
+                    more = stream.recv(65536)
+                    assert more, received
+                    received += more
+                assert received.startswith(b"HTTP/1.1 200")
+            assert count(descriptors) >= before + STREAMS
+            # It still answers.
+            assert server.status(task_id) == TaskStatus.RUNNING
+        wait_until(lambda: count(descriptors) <= before)
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_schemathesis(place: Path, backend: str) -> None:
+    """Whatever is asked, it is no server error, and what is answered is as the description says."""
+    with serving(
+        place, "serve", "application:quick", "--backend", backend, "--drain", "0", "--max-wait", "0.05"
+    ) as server:
+        command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}openapi.json"]
+        checks = (
+            "not_a_server_error,status_code_conformance,content_type_conformance,"
+            "response_schema_conformance,response_headers_conformance"
+        )
+        # The stream of snapshots has no end; and a task that is stuck would have none either.
+        options = ["--exclude-path", "/events", "--exclude-path", "/tasks/stuck", "--checks", checks]
+        done = subprocess.run(
+            [*command, *options, "--max-examples", "15", "--generation-deterministic", "--no-color"],
+            cwd=place,
+            text=True,
+            capture_output=True,
+            timeout=10 * PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-5000:]
+        assert "generated" in done.stdout
+        assert server.end(signal.SIGTERM)[0] == 0
