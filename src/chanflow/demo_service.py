@@ -28,6 +28,7 @@ def make_service() -> TaskService:
             await progress.update(page - 1, pages, f"page {page} of {pages}")
             await anyio.sleep(PAGE)
             words += 200 + len(customer) * page
+        await progress.update(1, 1, "done")
         return {"customer": customer, "pages": pages, "words": words}
 
     @service.task(retry=Retry(3, delay=1.0))

@@ -65,7 +65,8 @@ class Progress:
         if not isinstance(message, str):
             msg = f"message must be a str, got {message!r}"
             raise TypeError(msg)
-        await self._report(ProgressReport(done, total, message))
+        # See the runner's messages of errors.
+        await self._report(ProgressReport(done, total, message.encode("utf-8", "backslashreplace").decode()))
 
 
 class Handler(Generic[P, R]):

@@ -281,7 +281,8 @@ class Runner:
 
     async def _settle_failure(self, record: TaskRecord, run: Run, handler: Handler[..., Any], error: Exception) -> None:
         again, error = judge(handler.retry, error, record.attempts)
-        told = type(error).__name__, str(error)
+        # No store takes half of a surrogate pair, which a file's name may have.
+        told = type(error).__name__, str(error).encode("utf-8", "backslashreplace").decode()
         if again and not run.cancelled:
             self._tally.retried(record)
             delay = handler.retry.backoff(record.attempts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -69,15 +70,30 @@ def moment(seconds: float | None) -> str | None:
     """Say a time as RFC 3339 does, to the millisecond."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return f"{second(whole)}.{milliseconds:03}Z"
+
+
+@lru_cache(256)
+def second(seconds: int) -> str:
+    # The times of busy hours have few seconds between them.
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def plain(value: Any) -> Any:
-    """Give data as JSON can say it: bytes as base64, and in words what it can't."""
+    """Give data as JSON can say it: bytes as base64, and in words what it can't, or is nested too deeply."""
+    try:
+        return simple(value)
+    except RecursionError:
+        return "nested too deeply to be shown"
+
+
+def simple(value: Any) -> Any:
+    """Give data of the types that JSON has."""
     if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): plain(each) for key, each in value.items()}
+        return {key if isinstance(key, str) else str(key): simple(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [plain(each) for each in value]
+        return [simple(each) for each in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return msgspec.to_builtins(value, enc_hook=repr)

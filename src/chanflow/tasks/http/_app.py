@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 from anyio import ClosedResourceError, move_on_after
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from chanflow.tasks._service import TaskService
 
 __all__ = ["App", "make_app"]
+
+Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 RETRY_AFTER = "1"
 """Seconds after which to ask again."""
@@ -93,32 +95,31 @@ class App:
 
     def routes(self) -> list[Route]:
         """Give all routes."""
-        pages = [
-            Route("/" if name == "index.html" else f"/{name}", page_file(name, kind))
-            for name, kind in PAGE_TYPES.items()
-        ]
+        pages = {
+            "/" if name == "index.html" else f"/{name}": page_file(name, kind) for name, kind in PAGE_TYPES.items()
+        }
+        # Those that are asked for most come first: they are looked through in this order. One for each path, so that
+        # a method that it hasn't is answered with all that it has.
         return [
-            *pages,
-            Route("/health", self.health),
-            Route("/metrics", self.metrics),
-            Route("/openapi.json", self.openapi),
-            Route("/handlers", self.handlers),
-            Route("/events", self.events),
-            Route("/dead-letters", self.dead_letters),
-            Route("/dead-letters/{topic}/replay", self.replay, methods=["POST"]),
-            Route("/tasks", self.page),
-            Route("/tasks/{name}", self.submit, methods=["POST"]),
-            Route("/tasks/{task_id}", self.get),
-            Route("/tasks/{task_id}", self.cancel, methods=["DELETE"]),
-            Route("/tasks/{task_id}/retry", self.retry, methods=["POST"]),
-            Route("/tasks/{task_id}/events", self.watch),
+            route("/tasks/{task}", GET=self.get, POST=self.submit, DELETE=self.cancel),
+            route("/tasks", GET=self.page),
+            route("/tasks/{task}/events", GET=self.watch),
+            route("/tasks/{task}/retry", POST=self.retry),
+            route("/health", GET=self.health),
+            route("/metrics", GET=self.metrics),
+            route("/events", GET=self.events),
+            route("/handlers", GET=self.handlers),
+            route("/dead-letters", GET=self.dead_letters),
+            route("/dead-letters/{topic}/replay", POST=self.replay),
+            route("/openapi.json", GET=self.openapi),
+            *(route(path, GET=file) for path, file in pages.items()),
         ]
 
     # Tasks
 
     async def submit(self, request: Request) -> Response:
         """Accept a task."""
-        service, name = self._service, request.path_params["name"]
+        service, name = self._service, request.path_params["task"]
         handler = service.handlers.get(name)
         if handler is None:
             raise Problem(404, f"there is no task {name!r}")
@@ -133,8 +134,10 @@ class App:
         except (ValueError, RecursionError) as error:
             # No JSON, no UTF-8, or deeper than any reader goes.
             raise Problem(400, f"the body is not JSON: {error}") from None
-        task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay)
+        # Others may have come while it was read.
+        self._refuse_when_full()
         self._pending += 1
+        task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay)
         url = f"{request.scope.get('root_path', '')}/tasks/{task_id}"
         headers = {"Location": url, "Retry-After": RETRY_AFTER}
         record: TaskRecord | None = None
@@ -157,6 +160,9 @@ class App:
         if now - self._counted_at > (FULL_INTERVAL if full else COUNT_INTERVAL):
             self._counted_at = now
             self._pending = (await self._service.count())[TaskStatus.PENDING]
+        self._refuse_when_full()
+
+    def _refuse_when_full(self) -> None:
         if self._pending >= self._max_pending:
             raise Problem(503, f"{self._max_pending} tasks or more are pending", {"Retry-After": RETRY_AFTER})
 
@@ -170,7 +176,7 @@ class App:
 
     async def get(self, request: Request) -> Response:
         """Tell of a task, at once or when it has ended."""
-        task_id, wait = request.path_params["task_id"], preferred_wait(request, self._max_wait)
+        task_id, wait = request.path_params["task"], preferred_wait(request, self._max_wait)
         record = await self._service.get(task_id)
         headers: dict[str, str] = {}
         if wait is not None:
@@ -183,12 +189,12 @@ class App:
 
     async def cancel(self, request: Request) -> Response:
         """Cancel a task."""
-        record = await self._service.cancel(request.path_params["task_id"])
+        record = await self._service.cancel(request.path_params["task"])
         return json_response(to_json(record), 200 if record.status.is_end else 202)
 
     async def retry(self, request: Request) -> Response:
         """Run a task again."""
-        task_id = request.path_params["task_id"]
+        task_id = request.path_params["task"]
         before = await self._service.get(task_id)
         if before.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
             raise Problem(
@@ -198,7 +204,7 @@ class App:
 
     async def watch(self, request: Request) -> Response:
         """Tell of a task after each change."""
-        task_id = request.path_params["task_id"]
+        task_id = request.path_params["task"]
         # An unknown one is told before the stream begins.
         await self._service.get(task_id)
         return EventStream(changes(self._service, task_id), self.waits)
@@ -283,6 +289,17 @@ def make_app(service: TaskService, tokens: Sequence[str] | None, **options: Any)
     return Guard(Starlette(routes=app.routes(), exception_handlers=handlers, lifespan=lifespan), tokens, app.waits)
 
 
+def route(path: str, **methods: Endpoint) -> Route:
+    """Make a route with an endpoint for each method."""
+    if "GET" in methods:
+        methods["HEAD"] = methods["GET"]
+
+    async def dispatch(request: Request) -> Response:
+        return await methods[request.method](request)
+
+    return Route(path, dispatch, methods=list(methods))
+
+
 async def changes(service: TaskService, task_id: str) -> AsyncGenerator[bytes, None]:
     """Give what becomes of a task as messages."""
     # Closed with this one, and not when it is collected.
@@ -306,7 +323,7 @@ def letter(dead: Any) -> dict[str, Any]:
     }
 
 
-def page_file(name: str, kind: str) -> Any:
+def page_file(name: str, kind: str) -> Endpoint:
     """Make the route of a file of the dashboard."""
 
     async def answer(_request: Request) -> Response:

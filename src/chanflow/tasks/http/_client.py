@@ -253,7 +253,7 @@ class TaskClient:
                     params=params,
                     timeout=self._timeout + waiting,
                 )
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 failed = ServiceError(f"{self._url}: {str(error) or type(error).__name__}")
                 failed.__cause__ = error
             else:
@@ -296,4 +296,5 @@ async def pause(until: float) -> None:
 
 def escape(part: str) -> str:
     """Make a part of a path of any text."""
-    return quote(part, safe="")
+    # Dots alone would be taken for a way through the path.
+    return quote(part, safe="") if part.strip(".") else part.replace(".", "%2E")

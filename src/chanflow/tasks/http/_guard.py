@@ -37,19 +37,20 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http":
-            headers = Headers(scope=scope)
-            problem = self._judge(scope, headers)
+            problem = self._judge(scope)
             if problem is not None:
                 await problem.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _judge(self, scope: Scope, headers: Headers) -> Problem | None:
-        # A browser says whose page asks. Without tokens, any page could otherwise act on a service of this machine.
-        if scope["method"] not in SAFE_METHODS and headers.get("sec-fetch-site") == "cross-site":
-            return Problem(403, "another site's page must not change anything here")
-        if self._digests is None or path_of(scope) in OPEN:
+    def _judge(self, scope: Scope) -> Problem | None:
+        if self._digests is None:
+            # Any page in a browser could otherwise act on a service of this machine.
+            strange = scope["method"] not in SAFE_METHODS and is_foreign(Headers(scope=scope))
+            return Problem(403, "another site's page must not change anything here") if strange else None
+        if path_of(scope) in OPEN:
             return None
+        headers = Headers(scope=scope)
         kind, _, token = headers.get("authorization", "").partition(" ")
         shown, known = digest(token.strip()), False
         for each in self._digests:
@@ -58,6 +59,15 @@ class Guard:
         if known and kind.lower() == "bearer":
             return None
         return Problem(401, "this needs a valid bearer token", {"WWW-Authenticate": "Bearer"})
+
+
+def is_foreign(headers: Headers) -> bool:
+    """Tell whether another site's page asks: browsers say so in one of two ways, and nothing else does."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in {"same-origin", "none"}
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 def path_of(scope: Scope) -> str:

@@ -83,7 +83,4 @@ class Live:
 def percentiles(name: str, seconds: list[float]) -> dict[str, float | None]:
     """Give what half of them, and what 95 of 100, are at most."""
     ordered = sorted(seconds)
-    return {
-        f"{name}_p{share}": ordered[min(len(ordered) * share // 100, len(ordered) - 1)] if ordered else None
-        for share in (50, 95)
-    }
+    return {f"{name}_p{share}": ordered[-(-len(ordered) * share // 100) - 1] if ordered else None for share in (50, 95)}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
 from anyio import CancelScope, create_task_group
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Receive
 
 from chanflow.tasks.http._problem import Problem
@@ -22,6 +22,7 @@ T = TypeVar("T")
 
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 MAX_KEY = 255
+MAX_DIGITS = 18
 
 
 async def read_json(request: Request, limit: int) -> bytes:
@@ -43,19 +44,18 @@ async def read(request: Request, limit: int) -> bytes:
     """Read a body of so many bytes at most."""
     too_long = Problem(413, f"the body must have at most {limit} bytes", {"Connection": "close"})
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > limit:
+    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
         raise too_long
-    body = bytearray()
-    try:
-        async with aclosing(request.stream()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > limit:
-                    raise too_long
-    except ClientDisconnect:
-        # Nobody is left to be told.
-        msg = "the client went away"
-        raise Problem(400, msg) from None
+    body, more = bytearray(), True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            # Nobody is left to be told.
+            raise Problem(400, "the client went away")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_long
+        more = message.get("more_body", False)
     return bytes(body)
 
 
@@ -101,7 +101,8 @@ def parse(body: bytes, kind: type[T]) -> T:
 
 def preferred_wait(request: Request, most: float) -> float | None:
     """Give the seconds that the client would wait: `Prefer: wait=N`, RFC 7240; None if it says nothing of that."""
-    found = WAIT.search(", ".join(request.headers.getlist("prefer")))
+    preferences = request.headers.getlist("prefer")
+    found = WAIT.search(", ".join(preferences)) if preferences else None
     return None if found is None else min(float(found[1]), most)
 
 
@@ -115,7 +116,7 @@ def idempotency_key(request: Request) -> str | None:
 
 def number(request: Request, name: str, default: float, least: float, most: float) -> float:
     """Give a number of the query."""
-    text = request.query_params.get(name)
+    text = request.query_params.get(name) if request.scope["query_string"] else None
     if text is None:
         return default
     try:
