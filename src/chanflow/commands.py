@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from importlib import import_module
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 import click
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CommandError",
+    "Option",
     "backend_option",
     "drain_option",
     "find_service",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Option: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 INTERRUPTED = 130
 """The exit status that shells give to a command that Ctrl-C ended."""
@@ -133,8 +135,10 @@ def retry(context: click.Context, task_id: str) -> None:
     click.echo(ask(context, retry).status.value)
 
 
-backend_option = click.option("--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True)
-drain_option = click.option(
+backend_option: Option = click.option(
+    "--backend", type=click.Choice(["asyncio", "trio"]), default="asyncio", show_default=True
+)
+drain_option: Option = click.option(
     "--drain",
     type=click.FloatRange(0),
     default=30.0,
@@ -142,7 +146,7 @@ drain_option = click.option(
     metavar="SECONDS",
     help="How long tasks may still run after SIGTERM or Ctrl-C; then they are put back.",
 )
-log_option = click.option(
+log_option: Option = click.option(
     "--log-format",
     type=click.Choice(["text", "json"]),
     default="text",

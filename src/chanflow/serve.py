@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from chanflow import server
 from chanflow.commands import (
     CommandError,
+    Option,
     backend_option,
     drain_option,
     find_service,
@@ -27,8 +28,8 @@ from chanflow.tasks import TaskService
 __all__ = ["Serving", "demo_service", "serve"]
 
 LOCAL = {"127.0.0.1", "::1", "localhost"}
-host_option = click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
-port_option = click.option(
+host_option: Option = click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
+port_option: Option = click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any that is free."
 )
 
