@@ -16,6 +16,7 @@ from http import HTTPStatus
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import anyio
 import httpx
@@ -505,11 +506,38 @@ async def test_unknown_paths_and_methods() -> None:
         assert_problem(await client.delete("/tasks/no%20such"), 404, nothing)
         assert_problem(await client.post("/tasks/no%20such/retry"), 404, nothing)
         assert_problem(await client.get("/tasks/no%20such/events"), 404, nothing)
-        assert_problem(await client.get("/nowhere"), 404, "Not Found")
-        for method, path in (("PUT", "/tasks/double"), ("POST", "/tasks"), ("GET", "/tasks/x/retry"), ("POST", "/")):
+        assert_problem(await client.get("/nowhere"), 404, "there is no /nowhere")
+        for method, path, allowed in (
+            ("PUT", "/tasks/double", "DELETE, GET, HEAD, POST"),
+            ("POST", "/tasks", "GET, HEAD"),
+            ("GET", "/tasks/x/retry", "POST"),
+            ("POST", "/", "GET, HEAD"),
+        ):
             response = await client.request(method, path)
-            assert_problem(response, 405, "Method Not Allowed")
-            assert response.headers["allow"]
+            assert_problem(response, 405, f"this path has {allowed}, got {method}")
+            assert response.headers["allow"] == allowed
+
+
+async def test_a_bug_is_told_in_the_log(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client gets an answer that tells nothing of it."""
+    async with served(double) as (service, client):
+        monkeypatch.setattr(service, "count", AsyncMock(side_effect=ZeroDivisionError("a secret")))
+        response = await client.get("/metrics")
+        assert_problem(response, 500, "the service failed; its log tells how")
+    assert "ZeroDivisionError: a secret" in caplog.text
+
+
+async def test_a_web_socket_is_closed() -> None:
+    """There are none here."""
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async with serving(double) as service:
+        scope = {"type": "websocket", "path": "/tasks", "headers": [], "query_string": b"", "root_path": ""}
+        await service.asgi()(scope, anyio.sleep_forever, send)
+    assert sent == [{"type": "websocket.close"}]
 
 
 # Room
@@ -811,14 +839,6 @@ async def test_room_for_those_whose_bodies_take_long() -> None:
         assert sorted(answers) == [202, 202, 503, 503, 503]
 
 
-async def test_a_method_that_a_path_does_not_have() -> None:
-    """The answer names all that it has."""
-    async with served(double) as (_, client):
-        response = await client.put("/tasks/double")
-        assert response.status_code == 405
-        assert set(response.headers["Allow"].split(", ")) == {"DELETE", "GET", "HEAD", "POST"}
-
-
 async def test_cancel() -> None:
     """A pending task is at its end at once, a running one a moment later; an end is left alone."""
 
@@ -1036,7 +1056,7 @@ def routed(service: TaskService) -> set[tuple[str, str]]:
     """Give the routes of the app that are no files of the page; one of each handler in place of any name."""
     app = service.asgi()
     routes: list[Route] = app._app.routes  # type: ignore[attr-defined]
-    pairs = {(route.path, method) for route in routes for method in (route.methods or set()) - {"HEAD"}}
+    pairs = {(route.path, method) for route in routes for method in route.app.methods.keys() - {"HEAD"}}  # type: ignore[attr-defined]
     pairs -= {(path, "GET") for path in ("/", "/dashboard.js", "/dashboard.css")}
     pairs = {(path.replace("{task}", "{task_id}"), method) for path, method in pairs}
     pairs.remove(("/tasks/{task_id}", "POST"))

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from hashlib import sha256
 from hmac import compare_digest
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chanflow.tasks.http._problem import Problem
-from chanflow.tasks.http._request import Waits
+from chanflow.tasks.http._request import Waits, header
 
 __all__ = ["Guard"]
 
@@ -46,12 +45,11 @@ class Guard:
     def _judge(self, scope: Scope) -> Problem | None:
         if self._digests is None:
             # Any page in a browser could otherwise act on a service of this machine.
-            strange = scope["method"] not in SAFE_METHODS and is_foreign(Headers(scope=scope))
+            strange = scope["method"] not in SAFE_METHODS and is_foreign(scope)
             return Problem(403, "another site's page must not change anything here") if strange else None
         if path_of(scope) in OPEN:
             return None
-        headers = Headers(scope=scope)
-        kind, _, token = headers.get("authorization", "").partition(" ")
+        kind, _, token = (header(scope, b"authorization") or "").partition(" ")
         shown, known = digest(token.strip()), False
         for each in self._digests:
             # All of them, so that the time doesn't tell which one was close.
@@ -61,13 +59,13 @@ class Guard:
         return Problem(401, "this needs a valid bearer token", {"WWW-Authenticate": "Bearer"})
 
 
-def is_foreign(headers: Headers) -> bool:
+def is_foreign(scope: Scope) -> bool:
     """Tell whether another site's page asks: browsers say so in one of two ways, and nothing else does."""
-    site = headers.get("sec-fetch-site")
+    site = header(scope, b"sec-fetch-site")
     if site is not None:
         return site not in {"same-origin", "none"}
-    origin = headers.get("origin")
-    return origin is not None and origin.partition("://")[2] != headers.get("host")
+    origin = header(scope, b"origin")
+    return origin is not None and origin.partition("://")[2] != header(scope, b"host")
 
 
 def path_of(scope: Scope) -> str:

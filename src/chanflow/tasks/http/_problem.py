@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 
 import msgspec
 from anyio import ClosedResourceError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
 
 from chanflow._storage import StorageError
 from chanflow.tasks._errors import IdempotencyError, UnknownTaskError
 from chanflow.tasks._handler import ArgumentError
 
-__all__ = ["HANDLERS", "Problem", "json_response"]
+__all__ = ["SAFE", "Problem", "json_response", "to_problem"]
+
+logger = logging.getLogger("chanflow.tasks")
 
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 """Those that Python calls by their names of before RFC 9110, depending on its version."""
+STATUSES: dict[type[Exception], int] = {UnknownTaskError: 404, IdempotencyError: 409, ArgumentError: 422}
 STORAGE_RETRY = "5"
 """Seconds after which to try again when the store or the bus failed."""
 
@@ -55,28 +57,11 @@ def to_problem(error: Exception) -> Problem:
     """Say of an error what it means to the client."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error, HTTPException):
-        return Problem(error.status_code, error.detail, dict(error.headers or {}))
     if isinstance(error, StorageError | ClosedResourceError):
         return Problem(503, str(error), {"Retry-After": STORAGE_RETRY})
-    status = {UnknownTaskError: 404, IdempotencyError: 409, ArgumentError: 422}[type(error)]
-    return Problem(status, str(error))
-
-
-async def handle(_request: Request, error: Exception) -> Response:
-    """Answer with a problem."""
-    return to_problem(error).response()
-
-
-HANDLERS = dict.fromkeys(
-    (
-        Problem,
-        HTTPException,
-        StorageError,
-        ClosedResourceError,
-        UnknownTaskError,
-        IdempotencyError,
-        ArgumentError,
-    ),
-    handle,
-)
+    for kind, status in STATUSES.items():
+        if isinstance(error, kind):
+            return Problem(status, str(error))
+    # What is wrong is in the log, and none of the client's business.
+    logger.error("a request failed", exc_info=error)
+    return Problem(500, "the service failed; its log tells how")

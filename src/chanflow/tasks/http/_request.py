@@ -11,18 +11,27 @@ from typing import TypeVar
 import msgspec
 from anyio import CancelScope, create_task_group
 from starlette.requests import Request
-from starlette.types import Receive
+from starlette.types import Receive, Scope
 
 from chanflow.tasks.http._problem import Problem
 from chanflow.tasks.record import TaskStatus
 
-__all__ = ["Waits", "idempotency_key", "number", "parse", "preferred_wait", "read_json", "status"]
+__all__ = ["Waits", "header", "idempotency_key", "number", "parse", "preferred_wait", "read_json", "status"]
 
 T = TypeVar("T")
 
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 MAX_KEY = 255
 MAX_DIGITS = 18
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """Give a header of a request, which is named in small letters; None where there is none."""
+    for each, value in scope["headers"]:
+        if each == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None
 
 
 async def read_json(request: Request, limit: int) -> bytes:
@@ -32,7 +41,7 @@ async def read_json(request: Request, limit: int) -> bytes:
         Problem: it is no JSON by its type, or too long: then the rest of it is not read.
     """
     body = await read(request, limit)
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower()
     if not body and not kind:
         return b"{}"
     if kind != "application/json":
@@ -43,7 +52,7 @@ async def read_json(request: Request, limit: int) -> bytes:
 async def read(request: Request, limit: int) -> bytes:
     """Read a body of so many bytes at most."""
     too_long = Problem(413, f"the body must have at most {limit} bytes", {"Connection": "close"})
-    length = request.headers.get("content-length", "")
+    length = header(request.scope, b"content-length") or ""
     if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
         raise too_long
     body, more = bytearray(), True
@@ -101,14 +110,15 @@ def parse(body: bytes, kind: type[T]) -> T:
 
 def preferred_wait(request: Request, most: float) -> float | None:
     """Give the seconds that the client would wait: `Prefer: wait=N`, RFC 7240; None if it says nothing of that."""
-    preferences = request.headers.getlist("prefer")
-    found = WAIT.search(", ".join(preferences)) if preferences else None
+    if header(request.scope, b"prefer") is None:
+        return None
+    found = WAIT.search(", ".join(request.headers.getlist("prefer")))
     return None if found is None else min(float(found[1]), most)
 
 
 def idempotency_key(request: Request) -> str | None:
     """Give the key of a submission that may come twice; None where there is none."""
-    key = request.headers.get("idempotency-key")
+    key = header(request.scope, b"idempotency-key")
     if key is not None and not 1 <= len(key) <= MAX_KEY:
         raise Problem(422, f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}")
     return key
