@@ -16,7 +16,7 @@ __all__ = ["listen", "serve"]
 BACKLOG = 2048
 GRACE = 1.0
 """Seconds for answers that are on their way when the server stops."""
-KEEP_ALIVE = 60.0
+KEEP_ALIVE = 20.0
 """Seconds for which a connection may be idle."""
 
 
