@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -72,6 +73,8 @@ async def serve_on_trio(app: Any, taken: socket.socket, stop: Event, task_status
     config.graceful_timeout = GRACE
     # It counts from the connection on: by default, with many at once, some would be cut off before they are heard.
     config.keep_alive_timeout = KEEP_ALIVE
+    # By default it closes a connection after 1,000 requests, maybe while the next one is on its way.
+    config.keep_alive_max_requests = sys.maxsize
     await hypercorn_trio.serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
 
 
