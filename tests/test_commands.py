@@ -20,6 +20,8 @@ import pytest
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from tests.test_demo import COMMAND, PATIENCE
 
+pytestmark = pytest.mark.slow
+
 APPLICATION = """
 import anyio
 from chanflow.tasks import Progress, TaskService

@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.test_serve import Server, serving
 
+pytestmark = pytest.mark.slow
+
 MISSING = "needs chromium on the PATH: apt-get install chromium"
 HOSTILE = "<script>alert('script')</script><img src=x onerror=alert('img')>\u202ereversed"
 APPLICATION = f"""

@@ -55,6 +55,8 @@ async def echo(data: dict[str, float | str | None], tags: list[str] = []) -> dic
 async def stuck() -> None:
     await anyio.sleep(3600)
 """
+pytestmark = pytest.mark.slow
+
 STREAMS = 1000
 FLOOD = 1000
 

@@ -147,6 +147,7 @@ async def wait_until_running(service: TaskService, task_id: str) -> None:
             await sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_loses_no_accepted_task(tmp_path: Path) -> None:
     """After `kill -9`, 50 times under load, each accepted task is run, has its own result, and the file is whole."""
     dice = random.Random(50)
