@@ -74,6 +74,39 @@ async def test_requests_that_wait_together_share_a_transaction(tmp_path: Path) -
     await database.aclose()
 
 
+async def test_a_transaction_that_ends_in_the_middle(tmp_path: Path) -> None:
+    """SQLite may give up the whole of it, as on a full disk: then all who share it are told, and nothing was done."""
+    database = await Database.open(tmp_path / "file.db", SCHEMA)
+    told: list[str] = []
+
+    def give_up(connection: Connection) -> None:
+        connection.execute("ROLLBACK")
+        msg = "database or disk is full"
+        raise sqlite3.OperationalError(msg)
+
+    async def request(operation: Any) -> None:
+        with pytest.raises(StorageError) as caught:
+            await database.run(operation)
+        told.append(str(caught.value))
+
+    gate, go_on = threading.Event(), threading.Event()
+
+    def block(_connection: Connection) -> None:
+        gate.set()
+        go_on.wait(10)
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(database.run, block)
+        await anyio.to_thread.run_sync(gate.wait)
+        for operation in partial(insert, 1), give_up, partial(insert, 2):
+            tasks.start_soon(request, operation)
+        await wait_all_tasks_blocked()
+        go_on.set()
+    assert told == [f"{tmp_path / 'file.db'}: database or disk is full"] * 3
+    assert await database.run(read) == []
+    await database.aclose()
+
+
 async def test_errors_of_the_operation_itself_go_through(tmp_path: Path) -> None:
     """An error that is not SQLite's is raised as it is, and nothing was done."""
 

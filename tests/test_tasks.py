@@ -667,6 +667,59 @@ async def test_putting_back_takes_a_while() -> None:
     assert (entry.attempt, entry.due) == (1, None)
 
 
+async def test_cut_off_while_a_task_waits_for_a_worker() -> None:
+    """What no worker had taken yet is given back as it came."""
+    store, backend = MemoryStore(), MemoryBackend(max_pending=math.inf, retention=0.0)
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    with move_on_after(5.0):
+        async with serving(endless, double, store=store, bus=connect(backend), workers=1) as service:
+            await service.submit("endless")
+            await wait_all_tasks_blocked()
+            await service.submit("double")
+            await sleep(math.inf)
+    assert [(record.status, record.attempts) for record in store._records.values()] == [(TaskStatus.PENDING, 0)] * 2
+    [entry] = backend.topic("tasks.double").groups["workers"].entries.values()
+    assert entry.due is None
+
+
+async def test_what_a_lost_task_says_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """Neither its progress nor its failure counts once another worker has the task."""
+    store = MemoryStore()
+    go_on = Event()
+
+    async def lost(progress: Progress) -> None:
+        await go_on.wait()
+        await progress.update(1, 2)
+        msg = "too late"
+        raise ValueError(msg)
+
+    service = TaskService(store=store)
+    handler = service.task(retry=Retry(3))(lost)
+    async with service:
+        task_id = await service.submit(handler)
+        await wait_all_tasks_blocked()
+        taken = await store.change(task_id, lambda record: replace(record, worker="another"))
+        go_on.set()
+        await wait_all_tasks_blocked()
+        assert await service.get(task_id) == taken
+        await service.shutdown(0)
+    assert "too late" in caplog.text
+
+
+def test_a_record_shows_neither_arguments_nor_result() -> None:
+    """They may be long, or a secret."""
+    record = TaskRecord(
+        id="1", name="work", arguments=b"secret", result=b"secret", created_at=1.0, run_at=2.0, queued_at=3.0
+    )
+    assert repr(record) == (
+        "TaskRecord(id='1', name='work', status=<TaskStatus.PENDING: 'pending'>, attempts=0, created_at=1.0, "
+        "run_at=2.0, queued_at=3.0, cancel_requested=False)"
+    )
+
+
 async def test_a_service_that_only_submits() -> None:
     """Without workers, tasks wait in the store for another service on the same bus and store."""
     backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
