@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -22,7 +20,6 @@ from chanflow import Retry
 from chanflow.tasks import (
     ArgumentError,
     IdempotencyError,
-    Progress,
     TaskCancelledError,
     TaskFailedError,
     TaskRecord,
@@ -31,9 +28,10 @@ from chanflow.tasks import (
     UnknownTaskError,
 )
 from chanflow.tasks import wire as wire_module
-from chanflow.tasks.http import ServiceError, TaskClient, _app, _live
+from chanflow.tasks.http import ServiceError, TaskClient
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
+from tests.test_http import broken, count_up, slow, virtual_clock  # noqa: F401 -- the last is a fixture
 from tests.test_tasks import double, serving
 
 pytestmark = pytest.mark.anyio
@@ -42,31 +40,6 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 RECORD = TaskRecord(id="id", name="double", arguments=b"\x80", created_at=1e9, run_at=1e9, queued_at=1e9)
 STEADY = Retry(5, delay=1.0, factor=2.0, jitter=0)
-
-
-@pytest.fixture(autouse=True)
-def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the app tell the time by the event loop, whose time is virtual."""
-    clock = SimpleNamespace(monotonic=anyio.current_time, time=time.time)
-    for module in (_app, _live):
-        monkeypatch.setattr(module, "time", clock)
-
-
-async def slow(seconds: float = 10.0) -> str:
-    await sleep(seconds)
-    return "done"
-
-
-async def broken() -> None:
-    msg = "out of order"
-    raise ValueError(msg)
-
-
-async def count_up(upto: int, progress: Progress) -> int:
-    for number in range(upto):
-        await progress.update(number, upto, f"number {number}")
-        await sleep(1.0)
-    return upto
 
 
 @asynccontextmanager

@@ -36,7 +36,6 @@ from chanflow.tasks import (
     HandlerStatistics,
     Histogram,
     JsonFormatter,
-    Progress,
     TaskFilter,
     TaskRecord,
     TaskService,
@@ -50,26 +49,10 @@ from chanflow.tasks._statistics import BOUNDS
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import fail
+from tests.test_http import broken, count_up, slow
 from tests.test_tasks import double, serving
 
 pytestmark = pytest.mark.anyio
-
-
-async def slow(seconds: float = 10.0) -> str:
-    await sleep(seconds)
-    return "done"
-
-
-async def broken() -> None:
-    msg = "out of order"
-    raise ValueError(msg)
-
-
-async def count_up(upto: int, progress: Progress) -> int:
-    for number in range(upto):
-        await progress.update(number, upto)
-        await sleep(1.0)
-    return upto
 
 
 class Watcher:
