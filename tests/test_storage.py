@@ -163,6 +163,30 @@ async def test_a_cancelled_request_is_undone(*, undo: bool, tmp_path: Path) -> N
     await database.aclose()
 
 
+async def test_what_was_cancelled_is_undone_before_the_end(tmp_path: Path) -> None:
+    """Closing waits for a request that its caller gave up, to undo it: else nobody would."""
+    path = tmp_path / "file.db"
+    database = await Database.open(path, SCHEMA)
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(connection: Connection) -> int:
+        started.set()
+        go_on.wait(10)
+        return insert(1, connection)
+
+    async with create_task_group() as tasks:
+        tasks.start_soon(database.run, slow, lambda number: partial(delete, number))
+        await anyio.to_thread.run_sync(started.wait)
+        tasks.cancel_scope.cancel()
+    async with create_task_group() as tasks:
+        tasks.start_soon(database.aclose)
+        await wait_all_tasks_blocked()
+        go_on.set()
+    with sqlite3.connect(path) as connection:
+        assert read(connection) == []
+    connection.close()
+
+
 async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:
     """What waits when the database is closed is still done; what comes later is refused."""
     database = await Database.open(tmp_path / "file.db", SCHEMA)

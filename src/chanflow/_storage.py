@@ -60,6 +60,7 @@ class Database:
         self._users = 0
         # None is the end. A channel would take two more trips through the event loop for each request.
         self._requests: SimpleQueue[Request[Any] | None] = SimpleQueue()
+        self._last: Request[Any]
         self._closed = False
         self._ended = Event()
 
@@ -93,9 +94,12 @@ class Database:
         self._users -= 1
         if not self._users:
             del databases[self._path, self._home]
-            self._closed = True
-            self._requests.put(None)
             with CancelScope(shield=True):
+                # Once these are done, what has to be undone of them was requested.
+                while not self._last.done.is_set():
+                    await self._last.done.wait()
+                self._closed = True
+                self._requests.put(None)
                 await self._ended.wait()
 
     async def run(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None = None) -> T:
@@ -132,6 +136,7 @@ class Database:
         if self._closed:
             msg = f"{self._path} is closed"
             raise ClosedResourceError(msg)
+        self._last = request
         self._requests.put(request)
 
     def _take_back(self, request: Request[Any]) -> None:
