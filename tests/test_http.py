@@ -112,13 +112,14 @@ class Visit:
         chunks: Sequence[bytes] = (),
         more: bool = False,
         query: bytes = b"",
+        version: str = "1.1",
         on_send: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
         self.app = app
         self.scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
+            "http_version": version,
             "method": method,
             "path": path,
             "raw_path": path.encode(),
@@ -472,6 +473,63 @@ async def test_a_body_that_is_too_long_as_it_comes(headers: dict[str, str]) -> N
         async with visiting(app, "POST", "/tasks/echo", headers=headers, chunks=[b" " * 10] * 100) as visit:
             assert (visit.status, visit.taken) == (413, 4)
             assert visit.ended
+
+
+REFUSED = [
+    ("POST", "/tasks/echo", {}, 401),
+    ("POST", "/tasks/none", {"Authorization": "Bearer secret"}, 404),
+    ("POST", "/none", {"Authorization": "Bearer secret"}, 404),
+    ("PUT", "/tasks/echo", {"Authorization": "Bearer secret"}, 405),
+    ("POST", "/tasks/echo?delay=-1", {"Authorization": "Bearer secret"}, 422),
+    ("POST", "/tasks/echo", {"Authorization": "Bearer secret"}, 503),
+]
+LENGTHS = [{"Content-Length": "30"}, {"Transfer-Encoding": "chunked"}]
+
+
+@pytest.mark.parametrize(("method", "path", "headers", "status"), REFUSED)
+@pytest.mark.parametrize("length", LENGTHS)
+async def test_a_body_that_nobody_needs(
+    method: str, path: str, headers: dict[str, str], status: int, length: dict[str, str]
+) -> None:
+    """It is read before the answer: else servers would close the connection, and lose the next request on it."""
+    path, _, query = path.partition("?")
+    async with serving(echo, workers=0) as service:
+        app = service.asgi(max_body=35, max_pending=1, tokens=["secret"])
+        if status == 503:
+            await service.submit("echo")
+        async with visiting(
+            app, method, path, headers=headers | length, query=query.encode(), chunks=[b" " * 10] * 3
+        ) as visit:
+            assert (visit.status, visit.taken) == (status, 3)
+            assert "connection" not in visit.headers
+
+
+@pytest.mark.parametrize("headers", LENGTHS)
+async def test_a_body_that_nobody_needs_and_does_not_end(headers: dict[str, str]) -> None:
+    """After 5 seconds the answer comes without the rest, or where that is too long: and the connection ends with it."""
+    async with serving(echo) as service:
+        app = service.asgi(max_body=35, tokens=["secret"])
+        began = anyio.current_time()
+        async with visiting(app, "POST", "/tasks/echo", headers=headers, chunks=[b" "] * 3, more=True) as visit:
+            assert not visit.sent
+            await visit.done.wait()
+            assert (visit.status, visit.taken, visit.headers["connection"]) == (401, 3, "close")
+            assert anyio.current_time() - began == pytest.approx(5.0)
+        async with visiting(app, "POST", "/tasks/echo", headers=headers, chunks=[b" " * 10] * 100) as visit:
+            assert (visit.status, visit.taken, visit.headers["connection"]) == (401, 4, "close")
+
+
+async def test_streams_of_one_connection_do_not_wait() -> None:
+    """In HTTP/2 each request stands for itself: nothing is read for nobody, and no answer speaks of the connection."""
+    async with serving(echo) as service:
+        app = service.asgi(max_body=35, tokens=["secret"])
+        headers = {"Content-Length": "36"}
+        async with visiting(app, "POST", "/tasks/echo", headers=headers, chunks=[b" "], version="2") as visit:
+            assert (visit.status, visit.taken) == (401, 0)
+        headers |= JSON | {"Authorization": "Bearer secret"}
+        async with visiting(app, "POST", "/tasks/echo", headers=headers, chunks=[b" "], version="2") as visit:
+            assert (visit.status, visit.taken) == (413, 0)
+            assert "connection" not in visit.headers
 
 
 async def test_a_body_in_pieces() -> None:

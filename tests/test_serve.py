@@ -285,6 +285,27 @@ def test_a_flood_is_refused_and_survived(place: Path, backend: str) -> None:
         assert server.end(signal.SIGTERM)[0] == 0
 
 
+def test_a_connection_lasts_through_refusals(place: Path, backend: str) -> None:
+    """A refusal that could be told before the body is there waits for it, and the next request finds the connection."""
+    with serving(place, "serve", "application:quick", "--backend", backend) as server:
+        url = httpx.URL(server.url)
+        head = "POST /tasks/none HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n"
+        with socket.create_connection((url.host, url.port), PATIENCE) as connection:
+            for _ in range(3):
+                connection.sendall(head.encode())
+                connection.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+                connection.settimeout(PATIENCE)
+                connection.sendall(b"{}")
+                received = b""
+                while b"no task" not in received:
+                    more = connection.recv(65536)
+                    assert more, received
+                    received += more
+                assert b" 404 " in received
+
+
 def test_a_thousand_streams(place: Path, backend: str) -> None:
     """So many event streams are open at the same time, and nothing is left of them after they are gone."""
     resource = pytest.importorskip("resource")

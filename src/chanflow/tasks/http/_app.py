@@ -274,7 +274,7 @@ class App:
         return json_response({"replayed": await self._service.bus.replay(topic, which.ids)})
 
 
-def make_app(service: TaskService, tokens: Sequence[str] | None, **options: Any) -> Guard:
+def make_app(service: TaskService, tokens: Sequence[str] | None, *, max_body: int, **options: Any) -> Guard:
     """Make the app; on its own, it enters the service's block unless that was done already."""
 
     @asynccontextmanager
@@ -284,8 +284,9 @@ def make_app(service: TaskService, tokens: Sequence[str] | None, **options: Any)
                 await stack.enter_async_context(service)
             yield
 
-    app = App(service, **options)
-    return Guard(Router(app.routes(), default=not_found, redirect_slashes=False, lifespan=lifespan), tokens, app.waits)
+    app = App(service, max_body=max_body, **options)
+    router = Router(app.routes(), default=not_found, redirect_slashes=False, lifespan=lifespan)
+    return Guard(router, tokens, app.waits, max_body)
 
 
 class Methods:

@@ -9,7 +9,8 @@ from hmac import compare_digest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chanflow.tasks.http._problem import Problem
-from chanflow.tasks.http._request import Waits, header
+from chanflow.tasks.http._request import Waits, declared_length, header
+from chanflow.tasks.http._upload import Upload
 
 __all__ = ["Guard"]
 
@@ -25,17 +26,22 @@ class Guard:
         app: what it guards.
         tokens: any of them will do; None for no need of one.
         waits: the requests that wait for something.
+        max_body: bytes.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[str] | None, waits: Waits) -> None:
+    def __init__(self, app: ASGIApp, tokens: Sequence[str] | None, waits: Waits, max_body: int) -> None:
         self._app = app
         self.waits: Waits = waits
+        self._max_body = max_body
         # Digests are of one length, so that comparing takes the same time for all.
         self._digests = None if tokens is None else [digest(token) for token in tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http":
+            if declared_length(scope) and scope["http_version"] < "2":
+                upload = Upload(scope, receive, send, self._max_body)
+                receive, send = upload.receive, upload.send
             problem = self._judge(scope)
             if problem is not None:
                 await problem.response()(scope, receive, send)

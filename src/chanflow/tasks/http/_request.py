@@ -16,7 +16,17 @@ from starlette.types import Receive, Scope
 from chanflow.tasks.http._problem import Problem
 from chanflow.tasks.record import TaskStatus
 
-__all__ = ["Waits", "header", "idempotency_key", "number", "parse", "preferred_wait", "read_json", "status"]
+__all__ = [
+    "Waits",
+    "declared_length",
+    "header",
+    "idempotency_key",
+    "number",
+    "parse",
+    "preferred_wait",
+    "read_json",
+    "status",
+]
 
 T = TypeVar("T")
 
@@ -32,6 +42,14 @@ def header(scope: Scope, name: bytes) -> str | None:
             text: str = value.decode("latin-1")
             return text
     return None
+
+
+def declared_length(scope: Scope) -> float:
+    """Give the bytes that a body has as its request says, in HTTP/1; infinity where there is one of unknown length."""
+    length = header(scope, b"content-length")
+    if length is None:
+        return 0 if header(scope, b"transfer-encoding") is None else math.inf
+    return int(length[:MAX_DIGITS]) if length.isdecimal() else math.inf
 
 
 async def read_json(request: Request, limit: int) -> bytes:
@@ -51,9 +69,8 @@ async def read_json(request: Request, limit: int) -> bytes:
 
 async def read(request: Request, limit: int) -> bytes:
     """Read a body of so many bytes at most."""
-    too_long = Problem(413, f"the body must have at most {limit} bytes", {"Connection": "close"})
-    length = header(request.scope, b"content-length") or ""
-    if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > limit):
+    too_long = Problem(413, f"the body must have at most {limit} bytes")
+    if limit < declared_length(request.scope) < math.inf:
         raise too_long
     body, more = bytearray(), True
     while more:
