@@ -14,7 +14,7 @@ from attrs import evolve
 
 from chanflow.bus import Bus, Content, Delivery, Member, Membership, connect
 from chanflow.bus.conformance import BusConformance
-from chanflow.bus.memory import Entry, GroupQueue, MemoryBackend, MemoryMember, Stored
+from chanflow.bus.memory import Entry, GroupQueue, MemoryBackend, MemoryMember, Stored, Topic
 from chanflow.bus.sqlite import SqliteBackend
 from tests.virtual_time import passes
 
@@ -247,8 +247,8 @@ class SameIds(MemoryBackend):
 class ReplaysToAll(MemoryBackend):
     """Publishes what is replayed anew."""
 
-    def add(self, content: Content, group: str | None = None) -> str:
-        return super().add(content)
+    def add(self, topic: Topic, content: Content, group: str | None = None) -> str:
+        return super().add(topic, content)
 
 
 class NeverReplays(MemoryBackend):

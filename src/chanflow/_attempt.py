@@ -19,20 +19,20 @@ class Attempt:
     """A handler, with how it is called.
 
     Args:
-        handler: a function of one argument.
+        handler: any function.
         limiter: bounds the threads.
         timeout: seconds that a call may take, greater than 0; None for no bound. A thread can't be stopped, and is
             waited for.
     """
 
-    def __init__(self, handler: Callable[[Any], Any], limiter: CapacityLimiter, timeout: float | None) -> None:
+    def __init__(self, handler: Callable[..., Any], limiter: CapacityLimiter, timeout: float | None) -> None:
         self._handler = handler
         self._limiter = limiter
         self._timeout = timeout
         self._is_async = is_async(handler)
 
-    async def __call__(self, argument: object) -> Any:
-        """Call it, and give what it returned.
+    async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Call it with these arguments, and give what it returned.
 
         Raises:
             TimeoutError: it took longer than the timeout.
@@ -40,16 +40,20 @@ class Attempt:
             Exception: what the handler raised.
         """
         if self._is_async and self._timeout is None:
-            return await drive(self._handler(argument), copy_context())
+            return await drive(self._handler(*args, **kwargs), copy_context())
         if self._is_async:
             with move_on_after(self._timeout) as scope:
-                return await drive(self._handler(argument), copy_context())
+                return await drive(self._handler(*args, **kwargs), copy_context())
             # Reached only when the scope was left by its own deadline.
             assert scope.cancelled_caught
             msg = f"the handler took longer than {self._timeout} s"
             raise TimeoutError(msg)
         value = await run_in_thread(
-            self._handler, argument, self._limiter, timeout=self._timeout, expired=lambda _error: None
+            lambda _job: self._handler(*args, **kwargs),
+            None,
+            self._limiter,
+            timeout=self._timeout,
+            expired=lambda _error: None,
         )
         if iscoroutine(value):
             value.close()

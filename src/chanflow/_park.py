@@ -12,6 +12,7 @@ asyncio and trio are looked up only when a program already runs one of them, so 
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import types
@@ -79,7 +80,7 @@ class TaskWaiter(Waiter, Awaitable[Any], Protocol):
 class Home(ABC):
     """One running event loop, with its budget of operations that need no trip through it."""
 
-    __slots__ = ("__weakref__", "_budget", "loop", "running", "thread", "turns", "waiter")
+    __slots__ = ("__weakref__", "_budget", "loop", "running", "thread", "time", "turns", "waiter")
 
     running: Callable[[], object]
     """Give what runs in this thread, of this kind of event loop; or None."""
@@ -95,13 +96,18 @@ class Home(ABC):
     thread: int
     waiter: Callable[[], TaskWaiter]
     """Make a waiter for the current task, which is going to await it."""
+    time: Callable[[], float]
+    """Read the event loop's clock, in seconds."""
     shuffles = False
     """Whether tasks that are woken in one tick may run in another order than that of their waking."""
 
-    def __init__(self, running: Callable[[], object], waiter: Callable[[], TaskWaiter]) -> None:
+    def __init__(
+        self, running: Callable[[], object], waiter: Callable[[], TaskWaiter], time: Callable[[], float]
+    ) -> None:
         self.running = running
         self.loop = running()
         self.waiter = waiter
+        self.time = time
         self.thread = threading.get_ident()
         self.renew(interval.operations - 1)
 
@@ -130,10 +136,6 @@ class Home(ABC):
     @abstractmethod
     async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
         """Await a waiter until a deadline on this home's clock; then give `TIMED_OUT`."""
-
-    @abstractmethod
-    def time(self) -> float:
-        """Read the event loop's clock, in seconds."""
 
     @abstractmethod
     def ended(self) -> bool:
@@ -253,7 +255,7 @@ class AsyncioHome(Home):
             # What that does, without a Python call for each wait. From 3.12 on, looking for the loop that runs is
             # quicker than passing it.
             make = asyncio.Future if sys.version_info >= (3, 12) else partial(asyncio.Future, loop=loop)
-        super().__init__(running, make)
+        super().__init__(running, make, loop.time)
         self._asyncio = asyncio
 
     async def checkpoint(self) -> None:
@@ -268,9 +270,6 @@ class AsyncioHome(Home):
             return await waiter
         finally:
             timer.cancel()
-
-    def time(self) -> float:
-        return self.loop.time()
 
     def ended(self) -> bool:
         return self.loop.is_closed()
@@ -369,7 +368,7 @@ class TrioHome(Home):
     shuffles = True
 
     def __init__(self, trio: Any) -> None:
-        super().__init__(reach_run(trio), trio_waiter(trio))
+        super().__init__(reach_run(trio), trio_waiter(trio), trio.current_time)
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
 
@@ -383,9 +382,6 @@ class TrioHome(Home):
         with self._trio.CancelScope(deadline=deadline):
             return await waiter
         return TIMED_OUT
-
-    def time(self) -> float:
-        return float(self._trio.current_time())
 
     def ended(self) -> bool:
         try:
@@ -430,7 +426,7 @@ class Nowhere(Home):
     __slots__ = ()
 
     def __init__(self) -> None:
-        super().__init__(lambda: None, self._no_waiter)
+        super().__init__(lambda: None, self._no_waiter, lambda: math.nan)
         self.loop = self
         self.renew(0)
 
@@ -441,7 +437,7 @@ class Nowhere(Home):
         return True
 
     # Nobody is ever here to call them.
-    checkpoint = wait = time = call_soon = _no_waiter  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
+    checkpoint = wait = call_soon = _no_waiter  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
 
 
 NOWHERE = Nowhere()

@@ -17,7 +17,7 @@ uniform = Random().uniform  # noqa: S311 -- not for security
 
 def check_seconds(argument: str, value: float, *, positive: bool = False) -> None:
     """Refuse what is not a duration, naming the argument, the rule and the value."""
-    if not isinstance(value, int | float):
+    if not isinstance(value, (int, float)):
         msg = f"{argument} must be a number, got {value!r}"
         raise TypeError(msg)
     if not (value > 0 if positive else value >= 0):

@@ -124,7 +124,7 @@ class Bus:
         """
         self._check_open()
         check_name("topic", topic)
-        if not isinstance(body, bytes | bytearray | memoryview):
+        if not isinstance(body, (bytes, bytearray, memoryview)):
             msg = f"body must be bytes, got {body!r}"
             raise TypeError(msg)
         if key is not None and not isinstance(key, str):

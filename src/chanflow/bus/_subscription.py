@@ -254,7 +254,8 @@ class Subscription:
                 await self._fetch()
                 continue
             delivery, renew_at = self._ahead.popleft()
-            if self._home.time() >= renew_at:
+            now = self._home.time()
+            if now >= renew_at:
                 # It waited here for so long that its consumer would have too little time.
                 try:
                     if not await self._member.extend(delivery):
@@ -265,8 +266,9 @@ class Subscription:
                 if self._ended:
                     self._ahead.appendleft((delivery, renew_at))
                     continue
+                now = self._home.time()
             message = Message(self, delivery)
-            self._hold(message)
+            self._held[message] = now + self.ack_deadline
             return message
 
     def _count(self) -> int:
@@ -325,12 +327,20 @@ class Subscription:
         """Renew the leases of what is held, until cancelled."""
         while True:
             await sleep(self.ack_deadline / 3)
-            for message in list(self._held):
-                if message in self._held:
-                    try:
-                        await message.extend()
-                    except LeaseLostError as error:
-                        self._drop(message)
-                        logger.warning("%s", error)
-                    except StorageError as error:
-                        logger.warning("the lease of %r could not be renewed: %s", message, error)
+            await self.extend()
+
+    async def extend(self) -> None:
+        """Have the whole ack deadline again, from now on, for all that is held.
+
+        What another consumer was given meanwhile is held no longer. That, and what could not be extended, is told in
+        the log.
+        """
+        for message in list(self._held):
+            if message in self._held:
+                try:
+                    await message.extend()
+                except LeaseLostError as error:
+                    self._drop(message)
+                    logger.warning("%s", error)
+                except StorageError as error:
+                    logger.warning("the lease of %r could not be renewed: %s", message, error)

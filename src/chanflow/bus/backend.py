@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 __all__ = ["Backend", "Capabilities", "Content", "Delivery", "Member", "Membership", "Origin"]
 
@@ -43,9 +43,12 @@ class Origin:
     reason: str
 
 
-@frozen(kw_only=True)
+# To make a frozen one takes four times as long, and of these two there is one for each message.
+
+
+@define(kw_only=True)
 class Content:
-    """What is published."""
+    """What is published; it is not to be changed."""
 
     topic: str
     body: bytes
@@ -55,9 +58,9 @@ class Content:
     """Where it comes from, if it is a dead letter."""
 
 
-@frozen(kw_only=True)
+@define(kw_only=True)
 class Delivery:
-    """A message as a backend gives it out."""
+    """A message as a backend gives it out; it is not to be changed."""
 
     id: str
     """One of a kind within the topic."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 
 from anyio import ClosedResourceError
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from chanflow._park import Home, running_home
 from chanflow._signal import Signal
@@ -23,7 +23,7 @@ from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Membe
 __all__ = ["MemoryBackend"]
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Stored:
     """A message of a topic."""
 
@@ -131,9 +131,16 @@ class GroupQueue:
 
 
 class Topic:
-    """One topic: its messages, oldest first, and its groups."""
+    """One topic: its messages, oldest first, and its groups.
 
-    def __init__(self) -> None:
+    Args:
+        retention: seconds for which a message is kept that every group has settled.
+        clock: tells the time.
+    """
+
+    def __init__(self, retention: float, clock: Callable[[], float]) -> None:
+        self._retention = retention
+        self._clock = clock
         self.log: dict[int, Stored] = {}
         self.groups: dict[str, GroupQueue] = {}
         self.room: Signal = Signal()
@@ -154,20 +161,23 @@ class Topic:
             if stored.group in {None, name}:
                 queue.add(stored)
 
-    def settle(self, number: int, group: GroupQueue, forget_at: float) -> None:
+    def settle(self, number: int, group: GroupQueue) -> None:
         """Let one group have done with a message."""
         group.settle(number)
         self.room.send()
-        self.give_up(number, forget_at)
+        self.give_up(number)
 
-    def give_up(self, number: int, forget_at: float) -> None:
-        """Keep a message that no group needs any more only until a time."""
+    def give_up(self, number: int) -> None:
+        """Keep a message that no group needs any more only for the retention."""
         if not self.needs(number):
-            self._settled.append((forget_at, number))
+            if self._retention:
+                self._settled.append((self._clock() + self._retention, number))
+            else:
+                del self.log[number]
 
-    def forget(self, now: float) -> None:
+    def forget(self) -> None:
         """Forget what was settled long enough ago."""
-        while self._settled and self._settled[0][0] <= now:
+        while self._settled and self._settled[0][0] <= self._clock():
             _, number = self._settled.popleft()
             # A group that came later may still need it.
             if not self.needs(number):
@@ -175,7 +185,7 @@ class Topic:
 
     def needs(self, number: int) -> bool:
         """Tell whether a group has not settled a message."""
-        for group in self.groups.values():  # noqa: SIM110 -- twice for each message, and a generator takes longer
+        for group in self.groups.values():  # noqa: SIM110 -- for each message, and a generator takes longer
             if number in group.entries:
                 return True
         return False
@@ -213,42 +223,32 @@ class MemoryBackend(Backend):
         for topic in self._topics.values():
             topic.room.send_all()
 
-    def time(self) -> float:
-        """Read the event loop's own clock."""
-        return self.home.time()
-
     def topic(self, name: str) -> Topic:
         """Find a topic, which is made if it is new."""
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = Topic()
+            topic = self._topics[name] = Topic(self._retention, self.home.time)
         else:
-            topic.forget(self.time())
+            topic.forget()
         return topic
 
-    def add(self, content: Content, group: str | None = None) -> str:
+    def add(self, topic: Topic, content: Content, group: str | None = None) -> str:
         """Take a message in, for all groups of its topic or for one."""
-        stored = Stored(next(self._numbers), content, time.time(), group)
-        self.topic(content.topic).add(stored)
-        return str(stored.number)
-
-    def settle(self, topic: Topic, group: GroupQueue, number: int) -> None:
-        """Let one group have done with a message."""
-        now = self.time()
-        topic.settle(number, group, now + self._retention)
-        topic.forget(now)
+        number = next(self._numbers)
+        topic.add(Stored(number, content, time.time(), group))
+        return str(number)
 
     async def publish(self, content: Content) -> str:
         await self.home.operate()
         topic = self.topic(content.topic)
         if not topic.is_full(self._max_pending):
-            return self.add(content)
+            return self.add(topic, content)
         while topic.is_full(self._max_pending):
             await topic.room.wait(self.home)
             if not self._open:
                 msg = "the bus was closed while waiting for room"
                 raise ClosedResourceError(msg)
-        published = self.add(content)
+        published = self.add(topic, content)
         if not topic.is_full(self._max_pending):
             topic.room.send()
         return published
@@ -262,7 +262,7 @@ class MemoryBackend(Backend):
                 if membership.from_start and stored.group is None:
                     group.add(stored)
                 else:
-                    topic.give_up(number, self.time() + self._retention)
+                    topic.give_up(number)
         return MemoryMember(self, topic, group, membership)
 
     async def browse(self, topic: str, limit: int) -> list[Delivery]:
@@ -277,8 +277,9 @@ class MemoryBackend(Backend):
             if stored is not None and stored.content.origin is not None:
                 origin = stored.content.origin
                 source.remove(number)
-                self.topic(origin.topic).groups.setdefault(origin.group, self.queue_type())
-                self.add(evolve(stored.content, topic=origin.topic, origin=None), origin.group)
+                target = self.topic(origin.topic)
+                target.groups.setdefault(origin.group, self.queue_type())
+                self.add(target, evolve(stored.content, topic=origin.topic, origin=None), origin.group)
                 replayed += 1
         return replayed
 
@@ -312,7 +313,7 @@ class MemoryMember(Member):
 
     async def fetch(self, max_items: int) -> list[Delivery]:
         home, group = self._backend.home, self._group
-        while not (taken := group.take(max_items, self._lease, self._backend.time())):
+        while not (taken := group.take(max_items, self._lease, home.time())):
             try:
                 await group.news.wait(home, group.next_time())
             except BaseException:
@@ -324,7 +325,8 @@ class MemoryMember(Member):
     async def ack(self, delivery: Delivery) -> bool:
         entry = self._group.find(delivery)
         if entry is not None:
-            self._backend.settle(self._topic, self._group, entry.stored.number)
+            self._topic.settle(entry.stored.number, self._group)
+            self._topic.forget()
         return entry is not None
 
     async def nack(self, delivery: Delivery, delay: float, *, attempted: bool = True) -> bool:
@@ -332,17 +334,17 @@ class MemoryMember(Member):
         if entry is not None:
             entry.receipt = None
             entry.attempt -= not attempted
-            self._group.postpone(entry, self._backend.time() + delay if delay else None)
+            self._group.postpone(entry, self._backend.home.time() + delay if delay else None)
         return entry is not None
 
     async def extend(self, delivery: Delivery) -> bool:
         entry = self._group.find(delivery)
         if entry is not None:
-            self._group.postpone(entry, self._backend.time() + self._lease)
+            self._group.postpone(entry, self._backend.home.time() + self._lease)
         return entry is not None
 
     async def bury(self, delivery: Delivery, dead: Content) -> bool:
         buried = await self.ack(delivery)
         if buried:
-            self._backend.add(dead)
+            self._backend.add(self._backend.topic(dead.topic), dead)
         return buried

@@ -11,7 +11,6 @@ import msgspec
 from anyio import CapacityLimiter
 
 from chanflow._attempt import Attempt
-from chanflow._offload import is_async
 from chanflow._retry import Retry
 from chanflow.tasks.record import ProgressReport
 
@@ -122,7 +121,7 @@ class Handler(Generic[P, R]):
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"arguments of {self.name} can't be stored: {error}"
             raise ArgumentError(msg) from error
-        self._decode(encoded)
+        self._read(encoded)
         return encoded
 
     def encode_json(self, body: bytes | bytearray) -> bytes:
@@ -139,17 +138,16 @@ class Handler(Generic[P, R]):
             raise ArgumentError(msg) from error
         return self.encode(given(decoded))
 
-    def _decode(self, encoded: bytes) -> dict[str, Any]:
+    def _read(self, encoded: bytes) -> msgspec.Struct:
         try:
-            decoded = self._decoder.decode(encoded)
+            return self._decoder.decode(encoded)
         except msgspec.ValidationError as error:
             msg = f"arguments of {self.name}: {error}"
             raise ArgumentError(msg) from error
-        return given(decoded)
 
     def bind(self, limiter: CapacityLimiter) -> None:
         """Get ready to be attempted; the limiter bounds the threads of plain functions."""
-        self._attempt = Attempt(by_name(self.fn), limiter, self.timeout)
+        self._attempt = Attempt(self.fn, limiter, self.timeout)
 
     async def attempt(self, encoded: bytes, report: Report) -> bytes:
         """Call the function with stored arguments, and give its result as it is stored.
@@ -164,10 +162,10 @@ class Handler(Generic[P, R]):
             ResultError: what it returned can't be stored.
             Exception: what it raised.
         """
-        arguments = self._decode(encoded)
+        arguments = given(self._read(encoded))
         if self._progress is not None:
             arguments[self._progress] = Progress(report)
-        value = await self._attempt(arguments)
+        value = await self._attempt(**arguments)
         try:
             return msgspec.msgpack.encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -186,25 +184,10 @@ def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
     return get_type_hints(fn if inspect.isroutine(fn) else type(fn).__call__)
 
 
-def by_name(fn: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
-    """Make of a function one that takes its arguments in a dict."""
-    if is_async(fn):
-
-        async def call_async(arguments: dict[str, Any]) -> Any:
-            return await fn(**arguments)
-
-        return call_async
-
-    def call(arguments: dict[str, Any]) -> Any:
-        return fn(**arguments)
-
-    return call
-
-
 def given(arguments: msgspec.Struct) -> dict[str, Any]:
     """Give the arguments that are not left to the function."""
-    values = ((name, getattr(arguments, name)) for name in arguments.__struct_fields__)
-    return {name: value for name, value in values if value is not msgspec.UNSET}
+    names = arguments.__struct_fields__
+    return {name: value for name in names if (value := getattr(arguments, name)) is not msgspec.UNSET}
 
 
 def make_struct(name: str, fields: list[Any]) -> type[msgspec.Struct]:

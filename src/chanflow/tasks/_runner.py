@@ -1,24 +1,24 @@
 """The workers of a task service: they take tasks up, run them, and settle them by what came of that."""
 
 # Invariants:
-# 1. A message is held from its delivery until its task was settled, and no longer; a subscription is left only when
-#    none of its messages is held.
+# 1. A message is held by its subscription from its delivery until its task was settled, and no longer. A subscription
+#    is left only when none of its tasks runs; what was still waiting for a worker is given back then.
 # 2. A run is there from the claim of its task until it was settled: what is there has its lease renewed.
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from secrets import token_hex
 from typing import Any
 
-from anyio import CancelScope, ClosedResourceError, Event, create_task_group, move_on_after, sleep
+from anyio import CancelScope, Event, Semaphore, WouldBlock, create_task_group, move_on_after, sleep
 from attrs import define, field
 
-from chanflow._channel import Channel
 from chanflow._park import running_home
 from chanflow._retry import judge
 from chanflow._signal import Signal
@@ -41,7 +41,7 @@ GROUP = "workers"
 GRACE = 5.0
 """Seconds to put back what is cut off."""
 AGAIN = 1.0
-"""Seconds to wait for a bus that failed."""
+"""Seconds to wait for a bus or a store that failed."""
 HEARTBEAT = 1.0
 """The most seconds until a task hears of its cancellation in another process."""
 
@@ -57,7 +57,7 @@ class Run:
 
     message: Message
     worker: str
-    scope: CancelScope = field(factory=CancelScope)
+    scope: CancelScope
     lost: bool = False
     """Whether another worker has the task by now."""
     cancelled: bool = False
@@ -70,10 +70,10 @@ class Intake:
 
     handler: Handler[Any, Any]
     messages: Subscription
-    held: set[Message] = field(factory=set[Message])
-    """Those whose tasks run, or wait for a worker."""
+    running: int = 0
+    """How many of their tasks run."""
     idle: Signal = field(factory=Signal)
-    """That none is held any more."""
+    """That none runs any more."""
 
 
 class Runner:
@@ -119,8 +119,14 @@ class Runner:
         self._home = running_home()
         self._runs: dict[str, Run] = {}
         self._intakes: set[Intake] = set()
-        # From the takers to the workers.
-        self._taken: Channel[tuple[Message, Intake]] = Channel(0)
+        # What waits for a worker, and that there is something: one worker is woken, and wakes the next if there is
+        # more. A channel would wake one for each, when one that is awake may take them all.
+        self._waiting: deque[tuple[Message, Intake]] = deque()
+        self._news = Signal()
+        # The workers that have nothing to do, and nothing that waits for them.
+        self._idle = Semaphore(workers, fast_acquire=True)
+        # That of this event loop, without looking for it again each time.
+        self._new_scope = type(CancelScope())
         # What tells the runs from one another, in all processes.
         own = token_hex(8)
         self._run_ids: Iterator[str] = (f"{own}.{number}" for number in count(1))
@@ -149,9 +155,11 @@ class Runner:
     def stop(self) -> None:
         """Take up nothing more."""
         self.stopped = True
-        self._taken.close()
+        self._news.send_all()
         for intake in self._intakes:
             intake.messages.stop()
+            # It may wait for a worker.
+            self._idle.release()
 
     async def work(self) -> None:
         """Take up tasks and run them, until stopped."""
@@ -159,7 +167,7 @@ class Runner:
             for handler in self._handlers.values():
                 group.start_soon(self._serve, handler)
             for _ in range(self._workers):
-                group.start_soon(self._run_taken)
+                group.start_soon(self._run_waiting)
         self.drained.set()
 
     async def _serve(self, handler: Handler[..., Any]) -> None:
@@ -182,40 +190,50 @@ class Runner:
                 messages.stop()
             try:
                 async for message in messages:
-                    await self._hand_over(message, intake)
+                    await self._wait_for_idle()
+                    if not self._waiting:
+                        self._news.send()
+                    self._waiting.append((message, intake))
             finally:
+                self._waiting = deque(each for each in self._waiting if each[1] is not intake)
                 # The workers' messages are settled through it.
                 with CancelScope(shield=True):
-                    while intake.held:
+                    while intake.running:
                         await intake.idle.wait(self._home)
                 self._intakes.discard(intake)
 
-    async def _hand_over(self, message: Message, intake: Intake) -> None:
-        """Let a worker have a message; one that none takes is given back with the subscription."""
-        intake.held.add(message)
+    async def _wait_for_idle(self) -> None:
+        """Wait for a worker, in turns with those who take up other handlers' tasks."""
         try:
-            await self._taken.send((message, intake))
-        except BaseException as error:
-            intake.held.discard(message)
-            if not isinstance(error, ClosedResourceError):
-                raise
+            self._idle.acquire_nowait()
+        except WouldBlock:
+            await self._idle.acquire()
 
-    async def _run_taken(self) -> None:
+    async def _run_waiting(self) -> None:
         """Run what was taken up, one after the other, until stopped."""
-        async for message, intake in self._taken:
+        while not self.stopped:
+            if not self._waiting:
+                await self._news.wait(self._home)
+                continue
+            message, intake = self._waiting.popleft()
+            if self._waiting:
+                self._news.send()
+            intake.running += 1
             try:
                 await self._look_at(message, intake.handler)
             finally:
-                intake.held.discard(message)
-                if not intake.held:
+                self._idle.release()
+                intake.running -= 1
+                if not intake.running:
                     intake.idle.send()
+            await self._home.operate()
 
     async def _look_at(self, message: Message, handler: Handler[..., Any]) -> None:
         """Run the task of a message, unless there is nothing to do."""
         task_id = message.body.decode()
         try:
             now = self._now()
-            run = Run(message, next(self._run_ids))
+            run = Run(message, next(self._run_ids), self._new_scope())
             record = await self._store.change(
                 task_id, partial(claim, worker=run.worker, now=now, lease_until=now + self._lease)
             )
@@ -225,8 +243,10 @@ class Runner:
                 self._tell(record)
                 await self._run(record, run, handler)
         except (StorageError, LeaseLostError) as error:
-            # The leases run out, here and there, and then it is taken up again.
             logger.warning("task %s could not be settled: %s", task_id, error)
+            if not message.settled:
+                with suppress(StorageError, LeaseLostError):
+                    await message.nack(AGAIN)
 
     async def _pass(self, message: Message, task_id: str) -> None:
         """Have done with a message whose task can't be claimed, or wait until it can."""
@@ -271,12 +291,13 @@ class Runner:
             del self._runs[record.id]
             self._tally.left(record)
 
-    async def _attempt(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> bytes:
+    def _attempt(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> Awaitable[bytes]:
         current.set(record)
         attempt = handler.attempt(record.arguments, partial(self._report, record.id, run))
-        if self._tracing is None:
-            return await attempt
-        with self._tracing.running(topic_of(record.name), record):
+        return attempt if self._tracing is None else self._trace(self._tracing, record, attempt)
+
+    async def _trace(self, tracing: Tracing, record: TaskRecord, attempt: Awaitable[bytes]) -> bytes:
+        with tracing.running(topic_of(record.name), record):
             return await attempt
 
     async def _settle_failure(self, record: TaskRecord, run: Run, handler: Handler[..., Any], error: Exception) -> None:
@@ -337,9 +358,5 @@ class Runner:
                     run.lost = record is None
                     run.cancelled = record is not None
                     run.scope.cancel()
-            for message in [message for intake in self._intakes for message in intake.held]:
-                if not message.settled:
-                    try:
-                        await message.extend()
-                    except (StorageError, LeaseLostError) as error:
-                        logger.warning("the lease of %r could not be renewed: %s", message, error)
+            for intake in list(self._intakes):
+                await intake.messages.extend()

@@ -102,13 +102,9 @@ class TaskService:
         self._tally: Tally = Tally()
         self._tracing: Tracing | None = None
         self._home: Home
-        # What the event loop's clock has to be moved by.
-        self._epoch: float = 0.0
+        # Tells the time, in seconds since the epoch.
+        self._now: Callable[[], float]
         self._runner: Runner
-
-    def _now(self) -> float:
-        """Tell the time, in seconds since the epoch: by the machine's clock where other processes read it, too."""
-        return time.time() if self._store.shared else self._epoch + self._home.time()
 
     # Registering
 
@@ -187,7 +183,8 @@ class TaskService:
             await self._store.aclose()
             raise
         self._home = running_home()
-        self._epoch = time.time() - self._home.time()
+        # By the machine's clock where other processes read it, too.
+        self._now = time.time if self._store.shared else since_epoch(self._home.time)
         limiter = CapacityLimiter(max(self._workers, 1))
         for handler in self._handlers.values():
             handler.bind(limiter)
@@ -353,9 +350,7 @@ class TaskService:
         """
         self._check_open()
         registered = self._find(handler)
-        return await self.submit_encoded(
-            registered, registered.encode(arguments), idempotency_key=idempotency_key, delay=delay
-        )
+        return await self._submit(registered.name, registered.encode(arguments), idempotency_key, delay)
 
     async def submit_encoded(
         self,
@@ -367,7 +362,9 @@ class TaskService:
     ) -> str:
         """Submit a task with arguments that `Handler.encode` or `Handler.encode_json` has checked; else as `submit`."""
         self._check_open()
-        name = self._find(handler).name
+        return await self._submit(self._find(handler).name, encoded, idempotency_key, delay)
+
+    async def _submit(self, name: str, encoded: bytes, idempotency_key: str | None, delay: float) -> str:
         check_seconds("delay", delay)
         if idempotency_key is not None and not isinstance(idempotency_key, str):
             msg = f"idempotency_key must be a str or None, got {idempotency_key!r}"
@@ -658,3 +655,9 @@ class TaskService:
             await step(*arguments)
         except StorageError as error:
             logger.error("looking for tasks failed, and is tried again: %s", error)  # noqa: TRY400
+
+
+def since_epoch(clock: Callable[[], float]) -> Callable[[], float]:
+    """Make of a clock, whose time may begin anywhere, one that tells the seconds since the epoch."""
+    moved_by = time.time() - clock()
+    return lambda: moved_by + clock()

@@ -47,7 +47,7 @@ class TaskStatus(StrEnum):
     @property
     def is_end(self) -> bool:
         """Whether nothing comes after it."""
-        return self not in {TaskStatus.PENDING, TaskStatus.RUNNING}
+        return self is not TaskStatus.PENDING and self is not TaskStatus.RUNNING
 
 
 class ProgressReport(Struct, frozen=True, gc=False):
