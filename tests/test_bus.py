@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import tracemalloc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from anyio import (
     ClosedResourceError,
     Event,
     create_task_group,
+    current_time,
     fail_after,
     move_on_after,
     sleep,
@@ -533,7 +535,50 @@ async def test_leases_that_cannot_be_renewed_are_told(caplog: pytest.LogCaptureF
     }
 
 
+async def test_all_that_is_held_is_extended(caplog: pytest.LogCaptureFixture) -> None:
+    """Each message that is held has the whole deadline again; one that another was given is held no longer."""
+    async with memory() as bus, bus.subscribe("topic", group="group", ack_deadline=10.0, max_in_flight=2) as messages:
+        for number in range(3):
+            await bus.publish("topic", b"%d" % number)
+        lost = await anext(messages)
+        await sleep(8.0)
+        kept = await anext(messages)
+        await sleep(4.0)
+        async with bus.subscribe("topic", group="group") as others:
+            assert (await anext(others)).body == b"0"
+            for _ in range(3):
+                await messages.extend()
+                await sleep(8.0)
+            with move_on_after(1.0):
+                while (await anext(others)).body != b"1":
+                    pass
+                pytest.fail("it was extended")
+            await kept.ack()
+    text = f"message {lost.id} of topic 'topic' was not settled within 10.0 s, and given to another"
+    assert [record.message for record in caplog.records] == [text]
+
+
 # Memory
+
+
+async def test_times_of_settled_messages_are_forgotten() -> None:
+    """A lease that would have gone on for long takes no memory once its message is settled; others still end."""
+    async with memory() as bus, bus.subscribe("topic", group="group", ack_deadline=100.0) as messages:
+        await bus.publish("topic", b"held")
+        await anext(messages)
+        tracemalloc.start()
+        try:
+            for _ in range(5000):
+                await bus.publish("topic", b"")
+                await (await anext(messages)).ack()
+            left, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert left < 100_000
+        began = current_time()
+        with fail_after(101.0):
+            assert (await anext(messages)).body == b"held"
+        assert current_time() - began == pytest.approx(100.0)
 
 
 async def test_retention_ends_but_not_for_who_still_needs_it() -> None:

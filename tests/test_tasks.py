@@ -30,7 +30,7 @@ from anyio import (
 )
 from msgspec.structs import replace
 
-from chanflow import Retry
+from chanflow import Retry, set_checkpoint_interval
 from chanflow.bus import StorageError, connect
 from chanflow.bus.memory import MemoryBackend
 from chanflow.tasks import (
@@ -787,6 +787,61 @@ async def test_workers_are_shared_by_all_handlers() -> None:
         assert set(done[:8]) == set(names)
 
 
+async def test_a_busy_service_holds_little_that_others_could_run() -> None:
+    """While its workers run another handler's tasks, one message waits for them; what was fetched with it is lent."""
+
+    async def slow() -> None:
+        await sleep(1000.0)
+
+    backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
+    async with serving(slow, double, bus=connect(backend), store=store, workers=4, lease=30.0) as busy:
+        for _ in range(4):
+            await busy.submit("slow")
+        await sleep(1.0)
+        ids = [await busy.submit("double", number=number) for number in range(4)]
+        await sleep(1.0)
+        async with serving(double, bus=connect(backend), store=store) as idle:
+            await sleep(40.0)
+            records = [await idle.get(task_id) for task_id in ids]
+            assert [record.attempts for record in records] == [0, 1, 1, 1]
+        await busy.shutdown(0.0)
+
+
+async def test_what_waits_for_a_worker_goes_to_others_at_the_stop() -> None:
+    """A service that stops keeps its running tasks, but none that waits for a worker behind them."""
+
+    async def slow() -> None:
+        await sleep(100.0)
+
+    async def quick() -> str:
+        return "done"
+
+    backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
+    async with serving(slow, quick, bus=connect(backend), store=store, workers=1) as stopping:
+        await stopping.submit("slow")
+        await sleep(1.0)
+        task_id = await stopping.submit("quick")
+        await sleep(1.0)
+        async with create_task_group() as tasks, serving(quick, bus=connect(backend), store=store) as other:
+            await sleep(1.0)
+            assert (await other.get(task_id)).status is TaskStatus.PENDING
+            tasks.start_soon(stopping.shutdown)
+            with fail_after(2.0):
+                assert await other.result(task_id) == "done"
+
+
+async def test_stopping_in_the_moment_in_which_a_task_ended() -> None:
+    """A worker that has just yielded to the event loop hears of the stop, too."""
+    set_checkpoint_interval(1)
+    try:
+        with fail_after(5.0):
+            for _ in range(3):
+                async with serving(double, workers=3) as service:
+                    assert await service.result(await service.submit("double", number=1)) == 2
+    finally:
+        set_checkpoint_interval()
+
+
 async def test_stopping_while_it_begins() -> None:
     """A service that is left while it is still subscribing comes to its end."""
 
@@ -919,7 +974,7 @@ async def test_a_bus_or_store_that_fails_for_a_while(caplog: pytest.LogCaptureFi
         task_id = await service.submit("double", number=4)
         await sleep(1.0)
         store.change = change  # type: ignore[method-assign]
-        with fail_after(100.0):
+        with fail_after(2.0):
             assert await service.result(task_id) == 8
     assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
     assert "looking for tasks failed, and is tried again: it is away" in caplog.text

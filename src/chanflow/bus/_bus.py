@@ -130,7 +130,7 @@ class Bus:
         if key is not None and not isinstance(key, str):
             msg = f"key must be a str or None, got {key!r}"
             raise TypeError(msg)
-        headers = dict(headers or {})
+        headers = {} if headers is None else dict(headers)
         for pair in headers.items():
             if not all(isinstance(part, str) for part in pair):
                 msg = f"headers must be of str by str, got {pair[0]!r}: {pair[1]!r}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 from anyio import ClosedResourceError
@@ -21,6 +21,9 @@ from chanflow._signal import Signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
 
 __all__ = ["MemoryBackend"]
+
+SPARE = 100
+"""How many times may be kept for nothing, beside one for each entry."""
 
 
 @define(eq=False)
@@ -123,7 +126,12 @@ class GroupQueue:
 
     def _set_due(self, entry: Entry, due: float) -> None:
         entry.due = due
-        heappush(self._times, (due, entry.stored.number))
+        if len(self._times) > 2 * len(self.entries) + SPARE:
+            # Most are of messages that were settled long before their leases end.
+            self._times = [(each.due, number) for number, each in self.entries.items() if each.due is not None]
+            heapify(self._times)
+        else:
+            heappush(self._times, (due, entry.stored.number))
 
     def _make_ready(self, number: int) -> None:
         heappush(self._ready, number)

@@ -119,10 +119,11 @@ class Runner:
         self._home = running_home()
         self._runs: dict[str, Run] = {}
         self._intakes: set[Intake] = set()
-        # What waits for a worker, and that there is something: one worker is woken, and wakes the next if there is
-        # more. A channel would wake one for each, when one that is awake may take them all.
+        # What waits for a worker, and that there is something. One worker is woken, and wakes the next if there is
+        # more: a channel would wake one for each, when one that is awake may take them all.
         self._waiting: deque[tuple[Message, Intake]] = deque()
         self._news = Signal()
+        self._waking = False
         # The workers that have nothing to do, and nothing that waits for them.
         self._idle = Semaphore(workers, fast_acquire=True)
         # That of this event loop, without looking for it again each time.
@@ -190,10 +191,13 @@ class Runner:
                 messages.stop()
             try:
                 async for message in messages:
-                    await self._wait_for_idle()
-                    if not self._waiting:
-                        self._news.send()
+                    try:
+                        self._idle.acquire_nowait()
+                    except WouldBlock:
+                        # In turns, where there are several handlers.
+                        await self._idle.acquire()
                     self._waiting.append((message, intake))
+                    self._wake()
             finally:
                 self._waiting = deque(each for each in self._waiting if each[1] is not intake)
                 # The workers' messages are settled through it.
@@ -202,22 +206,22 @@ class Runner:
                         await intake.idle.wait(self._home)
                 self._intakes.discard(intake)
 
-    async def _wait_for_idle(self) -> None:
-        """Wait for a worker, in turns with those who take up other handlers' tasks."""
-        try:
-            self._idle.acquire_nowait()
-        except WouldBlock:
-            await self._idle.acquire()
+    def _wake(self) -> None:
+        """Wake a worker, unless one was woken and has not come yet, or all are awake and are going to look."""
+        if not self._waking:
+            self._waking = True
+            self._news.send()
 
     async def _run_waiting(self) -> None:
         """Run what was taken up, one after the other, until stopped."""
         while not self.stopped:
             if not self._waiting:
                 await self._news.wait(self._home)
+                self._waking = False
                 continue
             message, intake = self._waiting.popleft()
             if self._waiting:
-                self._news.send()
+                self._wake()
             intake.running += 1
             try:
                 await self._look_at(message, intake.handler)

@@ -32,7 +32,8 @@ class MemoryStore(Store):
         """Nothing needs to be done."""
 
     async def create(self, record: TaskRecord) -> TaskRecord:
-        await self.forget(record.created_at)
+        if self._expiring and self._expiring[0][0] <= record.created_at:
+            await self.forget(record.created_at)
         key = record.idempotency_key
         if key is not None:
             there = self._records.get(self._keys.setdefault(key, record.id))
