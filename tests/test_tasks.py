@@ -982,7 +982,7 @@ async def test_a_bus_or_store_that_fails_for_a_while(caplog: pytest.LogCaptureFi
 
 
 async def test_a_bus_that_fails_while_waiting_for_tasks(caplog: pytest.LogCaptureFixture) -> None:
-    """The service subscribes once more, after the tasks that ran have ended."""
+    """The service subscribes once more, after the tasks that ran have ended, and then has all its workers again."""
 
     class Failing(MemoryBackend):
         fetches = 0
@@ -994,13 +994,13 @@ async def test_a_bus_that_fails_while_waiting_for_tasks(caplog: pytest.LogCaptur
 
         async def fetch(self, fetch: Any, max_items: int) -> Any:
             self.fetches += 1
-            if self.fetches == 2:
+            if self.fetches in {2, 4, 6}:
                 msg = "it is away"
                 raise StorageError(msg)
             return await fetch(max_items)
 
-    async with serving(double, bus=connect(Failing(max_pending=math.inf, retention=0.0))) as service:
-        for _ in range(3):
+    async with serving(double, bus=connect(Failing(max_pending=math.inf, retention=0.0)), workers=2) as service:
+        for _ in range(6):
             with fail_after(60.0):
                 assert await service.result(await service.submit("double")) == 2
     assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text

@@ -124,7 +124,7 @@ class Runner:
         self._waiting: deque[tuple[Message, Intake]] = deque()
         self._news = Signal()
         self._waking = False
-        # The workers that have nothing to do, and nothing that waits for them.
+        # The workers that have nothing to do, less what waits for them.
         self._idle = Semaphore(workers, fast_acquire=True)
         # That of this event loop, without looking for it again each time.
         self._new_scope = type(CancelScope())
@@ -199,7 +199,10 @@ class Runner:
                     self._waiting.append((message, intake))
                     self._wake()
             finally:
-                self._waiting = deque(each for each in self._waiting if each[1] is not intake)
+                # What waits for a worker is given back with the subscription.
+                for each in [each for each in self._waiting if each[1] is intake]:
+                    self._waiting.remove(each)
+                    self._idle.release()
                 # The workers' messages are settled through it.
                 with CancelScope(shield=True):
                     while intake.running:
