@@ -36,6 +36,7 @@ TIERS = [
     {"tasks._runner", "tasks.wire"},
     {"tasks.http._problem", "tasks.http._metrics", "tasks.http._openapi", "tasks.http._client"},
     {"tasks.http._request"},
+    {"tasks.http._upload"},
     {"tasks.http._guard", "tasks.http._stream"},
     {"tasks.http._live"},
     {"tasks.http._app", "tasks.http"},
