@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from types import coroutine
 from typing import Any
 
 import pytest
 from anyio import CapacityLimiter
 
-from chanflow._attempt import Attempt
+from chanflow._attempt import Attempt, drive
 
 pytestmark = pytest.mark.anyio
 
@@ -20,6 +20,22 @@ seen: ContextVar[str] = ContextVar("seen", default="nothing")
 @coroutine
 def pause() -> Generator[str, Any, Any]:
     return (yield "waiting")
+
+
+async def test_something_else_that_can_be_awaited() -> None:
+    """A handler need not be a coroutine function to give something that can be awaited."""
+
+    class Awaitable:
+        def __await__(self) -> Generator[str, Any, Any]:
+            seen.set("awaitable")
+            return (yield "waiting")
+
+    driven = drive(Awaitable(), copy_context())
+    assert driven.send(None) == "waiting"
+    with pytest.raises(StopIteration) as end:
+        driven.send("value")
+    assert end.value.value == "value"
+    assert seen.get() == "nothing"
 
 
 async def test_what_comes_from_outside_reaches_the_handler_in_its_context() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import tracemalloc
@@ -315,6 +316,27 @@ async def test_a_handler_may_settle_its_message(caplog: pytest.LogCaptureFixture
     ]
 
 
+async def test_a_handler_that_waits_for_what_somebody_cancelled(backend: str) -> None:
+    """On asyncio it gets a cancellation from there, which nobody asked for: it is a failure like others."""
+    if backend != "asyncio":
+        pytest.skip("trio has no futures")
+
+    async def handler(_message: Message) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with memory() as bus:
+        await bus.publish("topic", b"")
+        async with create_task_group() as tasks:
+            tasks.start_soon(partial(bus.consume, "topic", handler, group="group", retry=Retry(2, delay=0.1)))
+            await sleep(1.0)
+            [dead] = await bus.dead_letters("topic.dead")
+            tasks.cancel_scope.cancel()
+        text = "RuntimeError: the handler was cancelled by what it waited for, which somebody had cancelled"
+        assert (dead.attempts, dead.reason) == (2, text)
+
+
 async def test_a_handler_that_lost_its_message_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """When a handler has kept the event loop busy for too long, its message may be with another; that is told."""
 
@@ -594,6 +616,20 @@ async def test_retention_ends_but_not_for_who_still_needs_it() -> None:
             async with bus.subscribe("topic", group="third") as third:
                 assert (await anext(third)).body == b"1"
             assert (await anext(second)).body == b"1"
+
+
+def test_one_event_loop_after_the_other() -> None:
+    """A backend that is opened again goes by the clock of the event loop that runs then."""
+    backend = MemoryBackend(max_pending=math.inf, retention=60.0)
+
+    async def use() -> None:
+        async with connect(backend) as bus:
+            await bus.publish("topic", b"")
+            async with bus.subscribe("topic", group="group") as messages:
+                await (await anext(messages)).ack()
+
+    anyio.run(use, backend="trio")
+    anyio.run(use, backend="asyncio")
 
 
 async def test_settled_late_after_it_was_ready_again() -> None:

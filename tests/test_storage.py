@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,54 @@ async def test_what_was_cancelled_is_undone_before_the_end(tmp_path: Path) -> No
     with sqlite3.connect(path) as connection:
         assert read(connection) == []
     connection.close()
+
+
+async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_end(
+    anyio_backend: str, tmp_path: Path
+) -> None:
+    """On asyncio, a task may be cancelled after its request was done and before its turn."""
+    if anyio_backend != "asyncio":
+        pytest.skip("trio cancels no task that was woken")
+    path = tmp_path / "file.db"
+    database = await Database.open(path, SCHEMA)
+    held = held_by_another(path)
+
+    async def cancel_and_close() -> None:
+        # In one transaction with the other, whose task comes after this one.
+        await database.run(read)
+        inserting.cancel()
+        await database.aclose()
+
+    closing = asyncio.create_task(cancel_and_close())
+    inserting = asyncio.create_task(database.run(partial(insert, 1), lambda number: partial(delete, number)))
+    await wait_all_tasks_blocked()
+    held.execute("ROLLBACK")
+    held.close()
+    await closing
+    assert inserting.cancelled()
+    with sqlite3.connect(path) as connection:
+        assert read(connection) == []
+    connection.close()
+
+
+async def test_closing_refuses_whoever_goes_on_asking(tmp_path: Path) -> None:
+    """From the beginning of the end on nothing is taken in, or there would be no end."""
+    database = await Database.open(tmp_path / "file.db", SCHEMA)
+    begun, refused = anyio.Event(), anyio.Event()
+
+    async def ask() -> None:
+        with suppress(ClosedResourceError):
+            while True:
+                await database.run(read)
+                begun.set()
+        refused.set()
+
+    with anyio.fail_after(10):
+        async with create_task_group() as tasks:
+            tasks.start_soon(ask)
+            await begun.wait()
+            await database.aclose()
+            await refused.wait()
 
 
 async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:

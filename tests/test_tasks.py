@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +48,7 @@ from chanflow.tasks import (
     UnknownTaskError,
 )
 from chanflow.tasks import _service as service_module
+from chanflow.tasks.record import renew
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import Faulty, fail
@@ -842,6 +844,64 @@ async def test_stopping_in_the_moment_in_which_a_task_ended() -> None:
         set_checkpoint_interval()
 
 
+async def test_what_is_just_being_taken_up_is_put_back_at_the_cut() -> None:
+    """A shutdown does not wait for a task that was claimed after its time was over."""
+
+    class Slow(MemoryStore):
+        async def change(self, task_id: str, change: Any) -> Any:
+            await sleep(1.0)
+            return await super().change(task_id, change)
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async with serving(endless, store=Slow()) as service:
+        task_id = await service.submit("endless")
+        await wait_all_tasks_blocked()
+        with fail_after(3.0):
+            await service.shutdown(0.5)
+        record = await service.get(task_id)
+        assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+
+
+@pytest.mark.parametrize("end", ["error", "cancelled"])
+async def test_a_shutdown_elsewhere_ends_with_the_block(end: str) -> None:
+    """Whoever waits for the tasks that run is not left waiting when the block is left at once."""
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    with fail_after(5.0):
+        async with create_task_group() as tasks:
+            with CancelScope() as scope, suppress(ValueError):
+                async with serving(endless) as service:
+                    await service.submit("endless")
+                    await wait_all_tasks_blocked()
+                    tasks.start_soon(service.shutdown)
+                    await wait_all_tasks_blocked()
+                    if end == "error":
+                        raise ValueError
+                    scope.cancel()
+                    await sleep(math.inf)
+
+
+async def test_a_handler_that_waits_for_what_somebody_cancelled(backend: str) -> None:
+    """On asyncio it gets a cancellation from there, which nobody asked for: the task fails, and its worker goes on."""
+    if backend != "asyncio":
+        pytest.skip("trio has no futures")
+
+    async def stray() -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    async with serving(stray, double, workers=1) as service:
+        error = await failed(service, await service.submit("stray"))
+        assert error.record.error_type == "RuntimeError"
+        with fail_after(1.0):
+            assert await service.result(await service.submit("double", number=1)) == 2
+
+
 async def test_stopping_while_it_begins() -> None:
     """A service that is left while it is still subscribing comes to its end."""
 
@@ -1004,6 +1064,58 @@ async def test_a_bus_that_fails_while_waiting_for_tasks(caplog: pytest.LogCaptur
             with fail_after(60.0):
                 assert await service.result(await service.submit("double")) == 2
     assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
+
+
+async def test_a_task_that_is_taken_up_twice_in_one_service(caplog: pytest.LogCaptureFixture) -> None:
+    """If its lease could not be renewed, a task may run again here: then the first run is cancelled."""
+    begun: list[str] = []
+    ended: list[str] = []
+    store, backend = MemoryStore(), Faulty()
+    change = store.change
+
+    async def slow() -> str:
+        name = f"run {len(begun)}"
+        begun.append(name)
+        try:
+            await sleep(8.0)
+        finally:
+            ended.append(name)
+        return name
+
+    async def fail_to_renew(task_id: str, how: Any) -> Any:
+        if how.func is renew:
+            await fail()
+        return await change(task_id, how)
+
+    async def fail_to_extend(extend: Any, delivery: Any) -> Any:
+        return await (fail() if store.change is fail_to_renew else extend(delivery))
+
+    store.change = fail_to_renew  # type: ignore[method-assign]
+    backend.calls["extend"] = fail_to_extend
+    async with serving(slow, double, store=store, bus=connect(backend), workers=2, lease=5.0) as service:
+        task_id = await service.submit("slow")
+        await sleep(5.5)
+        assert begun == ["run 0", "run 1"]
+        store.change = change  # type: ignore[method-assign]
+        await sleep(1.0)
+        assert ended == ["run 0"]
+        assert await service.result(task_id) == "run 1"
+        assert (await service.get(task_id)).attempts == 2
+        assert await service.result(await service.submit("double", number=1)) == 2
+    assert f"task {task_id} took its worker too long to renew its lease, and is with another" in caplog.text
+
+
+async def test_an_acknowledgement_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """The task is at its end all the same, and its message is left to the bus."""
+
+    async def fail_to_ack(_ack: Any, _delivery: Any) -> Any:
+        await fail()
+
+    async with serving(double, bus=connect(Faulty(ack=fail_to_ack))) as service:
+        task_id = await service.submit("double", number=1)
+        assert await service.result(task_id) == 2
+        await sleep(10.0)
+    assert [record.message for record in caplog.records] == [f"task {task_id} could not be settled: the disk is gone"]
 
 
 async def test_a_lease_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureFixture) -> None:

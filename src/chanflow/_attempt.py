@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextvars import Context, copy_context
 from inspect import iscoroutine
-from types import coroutine
+from types import CoroutineType, coroutine
 from typing import Any
 
 from anyio import CapacityLimiter, move_on_after
 
 from chanflow._offload import is_async, run_in_thread
+from chanflow._park import running_home
 
 __all__ = ["Attempt"]
 
@@ -37,10 +38,20 @@ class Attempt:
         Raises:
             TimeoutError: it took longer than the timeout.
             TypeError: a plain function gave a coroutine.
+            RuntimeError: the handler was cancelled, though nobody had cancelled the caller.
             Exception: what the handler raised.
         """
-        if self._is_async and self._timeout is None:
-            return await drive(self._handler(*args, **kwargs), copy_context())
+        try:
+            if self._is_async and self._timeout is None:
+                return await drive(self._handler(*args, **kwargs), copy_context())
+            return await self._call(*args, **kwargs)
+        except BaseException as error:
+            if isinstance(error, Exception) or not running_home().strays(error):
+                raise
+            msg = "the handler was cancelled by what it waited for, which somebody had cancelled"
+            raise RuntimeError(msg) from error
+
+    async def _call(self, /, *args: Any, **kwargs: Any) -> Any:
         if self._is_async:
             with move_on_after(self._timeout) as scope:
                 return await drive(self._handler(*args, **kwargs), copy_context())
@@ -62,9 +73,16 @@ class Attempt:
         return value
 
 
+async def wait_for(awaitable: Awaitable[Any]) -> Any:
+    """Make a coroutine of something else that can be awaited."""
+    return await awaitable
+
+
 @coroutine
-def drive(handling: Coroutine[Any, Any, Any], context: Context) -> Generator[Any, Any, Any]:
-    """Await a coroutine in a context: what it sets there, the next one of the same worker doesn't see."""
+def drive(handling: Awaitable[Any], context: Context) -> Generator[Any, Any, Any]:
+    """Await what a handler gave in a context: what it sets there, the next one of the same worker doesn't see."""
+    if not isinstance(handling, CoroutineType):
+        handling = wait_for(handling)
     run = context.run
     try:
         waits_for = run(handling.send, None)

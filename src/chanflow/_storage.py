@@ -60,8 +60,10 @@ class Database:
         self._users = 0
         # None is the end. A channel would take two more trips through the event loop for each request.
         self._requests: SimpleQueue[Request[Any] | None] = SimpleQueue()
-        self._last: Request[Any]
+        # Requests that their callers have not come back from, or that are undone for them.
+        self._open = 0
         self._closed = False
+        self._quiet = Event()
         self._ended = Event()
 
     @classmethod
@@ -94,11 +96,10 @@ class Database:
         self._users -= 1
         if not self._users:
             del databases[self._path, self._home]
+            self._closed = True
             with CancelScope(shield=True):
-                # Once these are done, what has to be undone of them was requested.
-                while not self._last.done.is_set():
-                    await self._last.done.wait()
-                self._closed = True
+                if self._open:
+                    await self._quiet.wait()
                 self._requests.put(None)
                 await self._ended.wait()
 
@@ -116,8 +117,10 @@ class Database:
         Cancellation:
             The operation is carried out nevertheless, and then undone if `undo` is given.
         """
-        request = Request(operation, undo)
-        self._request(request)
+        if self._closed:
+            msg = f"{self._path} is closed"
+            raise ClosedResourceError(msg)
+        request = self._request(operation, undo)
         try:
             await request.done.wait()
         except BaseException:
@@ -125,6 +128,7 @@ class Database:
             if request.done.is_set():
                 self._take_back(request)
             raise
+        self._leave()
         if isinstance(request.error, sqlite3.Error):
             msg = f"{self._path}: {request.error}"
             raise StorageError(msg) from request.error
@@ -132,16 +136,22 @@ class Database:
             raise request.error
         return cast("T", request.value)
 
-    def _request(self, request: Request[Any]) -> None:
-        if self._closed:
-            msg = f"{self._path} is closed"
-            raise ClosedResourceError(msg)
-        self._last = request
+    def _request(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None) -> Request[T]:
+        request = Request(operation, undo)
+        self._open += 1
         self._requests.put(request)
+        return request
+
+    def _leave(self) -> None:
+        self._open -= 1
+        if self._closed and not self._open:
+            self._quiet.set()
 
     def _take_back(self, request: Request[Any]) -> None:
-        if request.undo is not None and request.error is None and not self._closed:
-            self._request(Request(request.undo(request.value), None))
+        """Undo what was done for a caller who was not there any more."""
+        if request.undo is not None and request.error is None:
+            self._request(request.undo(request.value), None).abandoned = True
+        self._leave()
 
     def _finish(self, batch: list[Request[Any]]) -> None:
         for request in batch:
@@ -181,14 +191,10 @@ class Database:
                     # Left open.
                     return []
         batch: list[Request[Any]] = []
+        # The end comes alone.
         while request is not None:
             batch.append(request)
-            if len(batch) == BATCH or self._requests.empty():
-                return batch
-            request = self._requests.get()
-        if batch:
-            # The end comes after them.
-            self._requests.put(None)
+            request = None if len(batch) == BATCH or self._requests.empty() else self._requests.get()
         return batch
 
     def _connect(self) -> Connection:

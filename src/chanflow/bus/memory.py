@@ -231,11 +231,15 @@ class MemoryBackend(Backend):
         for topic in self._topics.values():
             topic.room.send_all()
 
+    def time(self) -> float:
+        """Read the clock of the event loop that runs: a backend may be opened again in another one."""
+        return self.home.time()
+
     def topic(self, name: str) -> Topic:
         """Find a topic, which is made if it is new."""
         topic = self._topics.get(name)
         if topic is None:
-            topic = self._topics[name] = Topic(self._retention, self.home.time)
+            topic = self._topics[name] = Topic(self._retention, self.time)
         else:
             topic.forget()
         return topic

@@ -55,6 +55,7 @@ def topic_of(name: str) -> str:
 class Run:
     """An attempt that is going on here."""
 
+    task_id: str
     message: Message
     worker: str
     scope: CancelScope
@@ -117,6 +118,7 @@ class Runner:
         self._tally = tally
         self._tracing = tracing
         self._home = running_home()
+        # By what tells them from one another: a task whose lease ran out may be taken up a second time here.
         self._runs: dict[str, Run] = {}
         self._intakes: set[Intake] = set()
         # What waits for a worker, and that there is something. One worker is woken, and wakes the next if there is
@@ -132,6 +134,7 @@ class Runner:
         own = token_hex(8)
         self._run_ids: Iterator[str] = (f"{own}.{number}" for number in count(1))
         self.stopped = False
+        self._cut_off = False
         self.drained = Event()
         if not workers:
             self.drained.set()
@@ -143,13 +146,14 @@ class Runner:
 
     def cancel(self, task_id: str) -> None:
         """Cancel a task if it runs here."""
-        run = self._runs.get(task_id)
-        if run is not None:
-            run.cancelled = True
-            run.scope.cancel()
+        for run in self._runs.values():
+            if run.task_id == task_id:
+                run.cancelled = True
+                run.scope.cancel()
 
     def cut_off(self) -> None:
-        """Put back what runs."""
+        """Put back what runs, and what is going to."""
+        self._cut_off = True
         for run in self._runs.values():
             run.scope.cancel()
 
@@ -164,12 +168,14 @@ class Runner:
 
     async def work(self) -> None:
         """Take up tasks and run them, until stopped."""
-        async with create_task_group() as group:
-            for handler in self._handlers.values():
-                group.start_soon(self._serve, handler)
-            for _ in range(self._workers):
-                group.start_soon(self._run_waiting)
-        self.drained.set()
+        try:
+            async with create_task_group() as group:
+                for handler in self._handlers.values():
+                    group.start_soon(self._serve, handler)
+                for _ in range(self._workers):
+                    group.start_soon(self._run_waiting)
+        finally:
+            self.drained.set()
 
     async def _serve(self, handler: Handler[..., Any]) -> None:
         """Take up one handler's tasks until stopped."""
@@ -240,7 +246,7 @@ class Runner:
         task_id = message.body.decode()
         try:
             now = self._now()
-            run = Run(message, next(self._run_ids), self._new_scope())
+            run = Run(task_id, message, next(self._run_ids), self._new_scope())
             record = await self._store.change(
                 task_id, partial(claim, worker=run.worker, now=now, lease_until=now + self._lease)
             )
@@ -267,12 +273,12 @@ class Runner:
     async def _run(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> None:
         """Attempt a claimed task, and settle it by what came of that."""
         run.cancelled = record.cancel_requested
-        self._runs[record.id] = run
+        self._runs[run.worker] = run
         self._tally.begun(record)
         try:
             result: bytes | None = None
             with run.scope:
-                if not run.cancelled:
+                if not run.cancelled and not self._cut_off:
                     result = await self._attempt(record, run, handler)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
             await self._settle_failure(record, run, handler, error)
@@ -295,7 +301,7 @@ class Runner:
             else:
                 await self._put_back(record, run, 0.0, attempted=False)
         finally:
-            del self._runs[record.id]
+            del self._runs[run.worker]
             self._tally.left(record)
 
     def _attempt(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> Awaitable[bytes]:
@@ -353,15 +359,15 @@ class Runner:
         """Renew the leases of what runs, and see whether its cancellation was asked for."""
         while True:
             await sleep(min(self._lease / 3, HEARTBEAT))
-            for task_id, run in list(self._runs.items()):
+            for run in list(self._runs.values()):
                 try:
                     record = await self._store.change(
-                        task_id, partial(renew, worker=run.worker, lease_until=self._now() + self._lease)
+                        run.task_id, partial(renew, worker=run.worker, lease_until=self._now() + self._lease)
                     )
                 except StorageError as error:
-                    logger.warning("the lease of task %s could not be renewed: %s", task_id, error)
+                    logger.warning("the lease of task %s could not be renewed: %s", run.task_id, error)
                     continue
-                if task_id in self._runs and (record is None or record.cancel_requested):
+                if run.worker in self._runs and (record is None or record.cancel_requested):
                     run.lost = record is None
                     run.cancelled = record is not None
                     run.scope.cancel()
