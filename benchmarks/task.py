@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from anyio import create_task_group
+from anyio import create_task_group, to_thread
 
 from benchmarks.plan import ASYNCIO, BOTH, LOOPLESS, Entry, UnsupportedError, Workload
 from benchmarks.redis_server import MISSING, running_redis
@@ -124,6 +124,12 @@ def huey_sqlite(count: int, *, workers: int = WORKERS) -> None:
     huey_tasks(make_sqlite_huey(), count, workers=workers)
 
 
+async def huey_sqlite_in_thread(count: int) -> None:
+    work = make_sqlite_huey().task()(do_nothing)
+    for number in range(count):
+        await to_thread.run_sync(work, number)
+
+
 def huey_sqlite_submitters(count: int, *, submitters: int) -> None:
     work = make_sqlite_huey().task()(do_nothing)
     with ThreadPoolExecutor(submitters) as threads:
@@ -233,6 +239,9 @@ def workloads() -> Iterator[Workload]:
             "chanflow, bus in the file, too": Entry(partial(chanflow_all_sqlite, workers=0), BOTH),
             "huey": Entry(
                 partial(huey_sqlite, workers=0), LOOPLESS, note="SqliteHuey with fsync: its caller's thread is blocked"
+            ),
+            "huey, in a thread": Entry(
+                huey_sqlite_in_thread, BOTH, note="so that the event loop goes on, as chanflow's"
             ),
         },
     )
