@@ -14,6 +14,7 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
 
+from chanflow import _storage
 from chanflow._storage import Connection, Database, StorageError
 from tests.conftest import whole
 
@@ -107,6 +108,34 @@ async def test_a_transaction_that_ends_in_the_middle(tmp_path: Path) -> None:
     assert told == [f"{tmp_path / 'file.db'}: database or disk is full"] * 3
     assert await database.run(read) == []
     await database.aclose()
+
+
+@pytest.mark.parametrize("patience", [30.0, 0.05])
+async def test_another_process_begins_with_the_same_file(
+    patience: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite refuses at once to change the mode of a file that another one writes into: that one is waited for."""
+    monkeypatch.setattr(_storage, "BUSY_TIMEOUT", patience)
+    path = tmp_path / "file.db"
+    other = held_by_another(path)
+    opened: list[Database] = []
+
+    async def open_file() -> None:
+        opened.append(await Database.open(path, SCHEMA))
+
+    if patience < 1:
+        with pytest.raises(StorageError, match=whole(f"{path}: database is locked")):
+            await open_file()
+    else:
+        async with create_task_group() as tasks:
+            tasks.start_soon(open_file)
+            await anyio.sleep(0.2)
+            assert not opened
+            other.execute("ROLLBACK")
+        [database] = opened
+        assert await database.run(partial(insert, 1)) == 1
+        await database.aclose()
+    other.close()
 
 
 async def test_errors_of_the_operation_itself_go_through(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -27,6 +28,8 @@ WATCH_INTERVAL = 1.0
 """Seconds after which an idle thread looks whether its event loop is still there."""
 BUSY_TIMEOUT = 30.0
 """Seconds for which another process may keep the file to itself."""
+BUSY_INTERVAL = 0.01
+"""Seconds from one look whether it still does to the next, where SQLite itself doesn't wait."""
 
 
 class StorageError(Exception):
@@ -202,7 +205,7 @@ class Database:
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
             # Readers don't wait for writers, and a commit is one write; a crash at any moment leaves a whole file.
-            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            execute_when_free(connection, "PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
         except BaseException:
             connection.close()
@@ -212,6 +215,20 @@ class Database:
 
 databases: dict[tuple[Path, Home], Database] = {}
 """Those that are open."""
+
+
+def execute_when_free(connection: Connection, statement: str) -> None:
+    """Carry out what SQLite refuses at once, in spite of its timeout, while another process begins with the file."""
+    give_up_at = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute(statement).fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+                raise
+            time.sleep(BUSY_INTERVAL)
+        else:
+            return
 
 
 def prepare(schema: str, connection: Connection) -> None:
