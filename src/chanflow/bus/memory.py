@@ -346,13 +346,13 @@ class MemoryMember(Member):
         if entry is not None:
             entry.receipt = None
             entry.attempt -= not attempted
-            self._group.postpone(entry, self._backend.home.time() + delay if delay else None)
+            self._group.postpone(entry, self._backend.time() + delay if delay else None)
         return entry is not None
 
     async def extend(self, delivery: Delivery) -> bool:
         entry = self._group.find(delivery)
         if entry is not None:
-            self._group.postpone(entry, self._backend.home.time() + self._lease)
+            self._group.postpone(entry, self._backend.time() + self._lease)
         return entry is not None
 
     async def bury(self, delivery: Delivery, dead: Content) -> bool:
