@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from anyio import CapacityLimiter
 
-from chanflow._attempt import Attempt, drive
+from chanflow._attempt import Attempt, enter, follow
 
 pytestmark = pytest.mark.anyio
 
@@ -22,20 +22,27 @@ def pause() -> Generator[str, Any, Any]:
     return (yield "waiting")
 
 
-async def test_something_else_that_can_be_awaited() -> None:
-    """A handler need not be a coroutine function to give something that can be awaited."""
+async def test_a_coroutine_goes_from_context_to_context() -> None:
+    """It begins in a copy of the current one; what it sets in each stays there."""
+    other = copy_context()
 
-    class Awaitable:
-        def __await__(self) -> Generator[str, Any, Any]:
-            seen.set("awaitable")
-            return (yield "waiting")
+    async def steps() -> list[str]:
+        heard = [seen.get()]
+        seen.set("own")
+        await enter(other)
+        heard.append(seen.get())
+        seen.set("other")
+        heard.append(await pause())
+        heard.append(seen.get())
+        return heard
 
-    driven = drive(Awaitable(), copy_context())
+    driven = follow(steps())
     assert driven.send(None) == "waiting"
     with pytest.raises(StopIteration) as end:
         driven.send("value")
-    assert end.value.value == "value"
+    assert end.value.value == ["nothing", "nothing", "value", "other"]
     assert seen.get() == "nothing"
+    assert other[seen] == "other"
 
 
 async def test_what_comes_from_outside_reaches_the_handler_in_its_context() -> None:

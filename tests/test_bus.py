@@ -24,6 +24,7 @@ from anyio import (
     wait_all_tasks_blocked,
 )
 
+from chanflow._check import show
 from chanflow import Retry
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
 from chanflow.bus.memory import MemoryBackend, MemoryMember
@@ -64,7 +65,7 @@ def test_connect_refuses(arguments: dict[str, Any], error: type[Exception], mess
     ("arguments", "error", "message"),
     [
         ({"topic": ""}, ValueError, "topic must have 1 to 255 characters, got ''"),
-        ({"topic": "x" * 256}, ValueError, f"topic must have 1 to 255 characters, got {'x' * 256!r}"),
+        ({"topic": "x" * 256}, ValueError, f"topic must have 1 to 255 characters, got {show('x' * 256)}"),
         ({"topic": b"topic"}, TypeError, "topic must be a str, got b'topic'"),
         ({"body": "body"}, TypeError, "body must be bytes, got 'body'"),
         ({"body": 5}, TypeError, "body must be bytes, got 5"),
@@ -286,8 +287,9 @@ async def test_a_coroutine_that_nobody_awaits_is_a_failure() -> None:
         tasks.start_soon(partial(bus.consume, "topic", handler, group="group", retry=Retry(1)))
         while not (dead := await bus.dead_letters("topic.dead")):  # noqa: ASYNC110 -- a thread takes real time
             await sleep(0.01)
-        reason = f"TypeError: the handler gave a coroutine that nobody awaits: make it an async function: {handler!r}"
-        assert [letter.reason for letter in dead] == [reason]
+        [letter] = dead
+        assert letter.reason.startswith("TypeError: the handler returned <coroutine object")
+        assert letter.reason.endswith("which nobody awaits; make it an async function")
         await bus.aclose()
 
 
@@ -333,7 +335,7 @@ async def test_a_handler_that_waits_for_what_somebody_cancelled(backend: str) ->
             await sleep(1.0)
             [dead] = await bus.dead_letters("topic.dead")
             tasks.cancel_scope.cancel()
-        text = "RuntimeError: the handler was cancelled by what it waited for, which somebody had cancelled"
+        text = "RuntimeError: the task awaited something that was cancelled, but was not cancelled itself"
         assert (dead.attempts, dead.reason) == (2, text)
 
 

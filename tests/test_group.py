@@ -386,7 +386,7 @@ async def test_a_function_that_returns_no_awaitable_fails() -> None:
         async with Group() as group:
             group.go(fn)
     [error] = caught.value.exceptions
-    assert repr(error) == """TypeError("fn must be an async function, but <class 'int'> returned 0")"""
+    assert repr(error) == """TypeError('fn must be an async function, but int returned 0')"""
     assert at_rest(group)
 
 

@@ -15,8 +15,9 @@ SOURCE = Path(chanflow.__file__).parent
 
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
-    {"_park", "_offload", "_room"},
-    {"_state", "_signal"},
+    {"_check"},
+    {"_park", "_room"},
+    {"_offload", "_state", "_signal"},
     {"_retry", "_attempt"},
     {"_channel"},
     {"_select", "_group", "_threads"},

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import anyio
@@ -18,7 +19,8 @@ import pytest
 from anyio import CapacityLimiter, EndOfStream, Event, wait_all_tasks_blocked
 
 from chanflow import Channel, DeadLetter, ResultCancelledError, Retry, WorkerGroup
-from chanflow._offload import is_async, run_in_thread
+from chanflow._attempt import is_async
+from chanflow._offload import run_in_thread
 from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio
@@ -112,8 +114,7 @@ class TestRunInThread:
         expired: list[TimeoutError] = []
         for timeout in None, math.inf:
             there, job = await run_in_thread(
-                lambda job: (threading.get_ident(), job),
-                7,
+                lambda: (threading.get_ident(), 7),
                 CapacityLimiter(1),
                 timeout=timeout,
                 expired=expired.append,
@@ -126,12 +127,12 @@ class TestRunInThread:
         """The very error, not in a group."""
         error = ValueError("bad")
 
-        def fail(_job: object) -> None:
+        def fail() -> None:
             raise error
 
         for timeout in None, math.inf:
             with pytest.raises(ValueError, match=whole("bad")) as caught:
-                await run_in_thread(fail, 7, CapacityLimiter(1), timeout=timeout, expired=lambda _: None)
+                await run_in_thread(fail, CapacityLimiter(1), timeout=timeout, expired=lambda _: None)
             assert caught.value is error
 
     @pytest.mark.parametrize("job", [7, ValueError("bad")])
@@ -145,7 +146,7 @@ class TestRunInThread:
             gated.gate.set()
 
         with pytest.raises(TimeoutError, match=whole("the call took longer than 5 s")) as caught:
-            await run_in_thread(gated, job, CapacityLimiter(1), timeout=5, expired=expire)
+            await run_in_thread(partial(gated, job), CapacityLimiter(1), timeout=5, expired=expire)
         assert expired == [caught.value]
         assert caught.value.__cause__ is (job if isinstance(job, Exception) else None)
         assert gated.finished == [job]
@@ -159,7 +160,7 @@ class TestRunInThread:
             with anyio.CancelScope() as scope:
                 scopes.append(scope)
                 returned.append(
-                    await run_in_thread(gated, 7, CapacityLimiter(1), timeout=timeout, expired=lambda _: None)
+                    await run_in_thread(partial(gated, 7), CapacityLimiter(1), timeout=timeout, expired=lambda _: None)
                 )
 
         scopes: list[anyio.CancelScope] = []
@@ -179,7 +180,7 @@ class TestRunInThread:
         """A cancellation that came before wins."""
         with anyio.CancelScope() as scope:
             scope.cancel()
-            await run_in_thread(gated, 7, CapacityLimiter(1), timeout=timeout, expired=lambda _: None)
+            await run_in_thread(partial(gated, 7), CapacityLimiter(1), timeout=timeout, expired=lambda _: None)
         assert scope.cancelled_caught
         assert gated.begun == []
 
@@ -370,12 +371,14 @@ async def test_what_returns_an_awaitable_is_no_sync_handler() -> None:
     """It fails the job, naming what came back."""
 
     class Awaitable:
+        __repr__ = "an awaitable".__str__
+
         def __await__(self) -> Iterator[Any]:
             yield
 
     value = Awaitable()
     async with WorkerGroup(lambda _: value) as workers:
-        message = f"a handler that is not an async function must not return an awaitable, got {value!r}"
+        message = f"the handler returned {value!r}, which nobody awaits; make it an async function"
         with pytest.raises(TypeError, match=whole(message)):
             await workers.submit_nowait(1)
     assert at_rest(workers)
@@ -393,9 +396,7 @@ async def test_regression_a_lambda_that_returns_a_coroutine_warns_of_nothing(bac
             await result
         # trio finds out by itself, and says it in its own words.
         if backend == "asyncio":
-            assert str(caught.value).startswith(
-                "a handler that is not an async function must not return an awaitable, got <coroutine object"
-            )
+            assert str(caught.value).startswith("the handler returned <coroutine object")
     del result, caught
     gc.collect()
 
@@ -410,7 +411,7 @@ async def test_a_sync_handler_can_not_submit_by_itself() -> None:
     async with WorkerGroup(handle) as group:
         with pytest.raises(
             RuntimeError,
-            match=whole("this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"),
+            match=whole("this WorkerGroup belongs to another event loop; use it there, as with anyio.from_thread.run"),
         ):
             await group.submit_nowait(1)
     assert at_rest(group)

@@ -368,7 +368,7 @@ async def test_none_is_a_value() -> None:
 
 async def test_awaiting_in_another_event_loop_is_refused() -> None:
     """Done or not."""
-    message = whole("this result belongs to another event loop")
+    message = whole("this result belongs to another event loop; use it there, as with anyio.from_thread.run")
 
     async def elsewhere() -> None:
         await result

@@ -1,26 +1,110 @@
-"""Call a handler once: in a context of its own, on the event loop or in a thread, and within a timeout."""
+"""Call a handler once: in a context, on the event loop or in a thread, and within a timeout; and judge how it ended."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextvars import Context, copy_context
-from inspect import iscoroutine
+from functools import partial
+from inspect import isasyncgen, isasyncgenfunction, isawaitable, iscoroutinefunction, isgenerator, isgeneratorfunction
 from types import CoroutineType, coroutine
-from typing import Any
+from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, move_on_after
+from anyio import CapacityLimiter, get_cancelled_exc_class, move_on_after
 
-from chanflow._offload import is_async, run_in_thread
-from chanflow._park import running_home
+from chanflow._check import show, show_error
+from chanflow._offload import run_in_thread
+from chanflow._park import Home, running_home
 
-__all__ = ["Attempt"]
+__all__ = ["Attempt", "check_handler", "enter", "failure_of", "failure_of_handler", "follow", "is_async"]
+
+T = TypeVar("T")
+
+
+def is_kind(function: Callable[..., Any], *tests: Callable[[object], bool]) -> bool:
+    """Tell whether a callable is of one of these kinds of functions, looking into partials and callable objects."""
+    while isinstance(function, partial):
+        function = function.func
+    call = getattr(function, "__call__", None)  # noqa: B004 -- its kind is asked, not whether it's callable
+    return any(test(function) or test(call) for test in tests)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether calling this gives something to await."""
+    return is_kind(function, iscoroutinefunction)
+
+
+def check_handler(argument: str, handler: object) -> None:
+    """Refuse what can't be a handler."""
+    if not callable(handler):
+        msg = f"{argument} must be callable, got {show(handler)}"
+        raise TypeError(msg)
+    if is_kind(handler, isasyncgenfunction, isgeneratorfunction):
+        msg = f"{argument} must be a function without `yield`, as its body would never run, got {show(handler)}"
+        raise TypeError(msg)
+
+
+def failure_of(error: BaseException, home: Home) -> BaseException | None:
+    """Give the error that a task failed with, for its result; None if it was cancelled.
+
+    A cancellation that nobody asked for is a failure: awaiting a future that somebody has cancelled raises one. So are
+    StopIteration and StopAsyncIteration, which would end an iteration over results without a word (see PEP 479).
+    """
+    if isinstance(error, GeneratorExit):
+        # The event loop may have ended.
+        return None
+    cancelled = get_cancelled_exc_class()
+    rest: BaseException | None = error
+    if isinstance(error, cancelled):
+        rest = None
+    elif isinstance(error, BaseExceptionGroup):
+        rest = error.split(cancelled)[1]
+    leave_frames(error if rest is None else rest)
+    if rest is not error and home.cancelled():
+        return rest
+    if rest is not error:
+        return substitute("the task awaited something that was cancelled, but was not cancelled itself", error)
+    if isinstance(error, StopIteration | StopAsyncIteration):
+        return substitute(f"the task raised {type(error).__name__}", error)
+    return error
+
+
+def failure_of_handler(error: BaseException, home: Home) -> Exception | None:
+    """Give the error that a job failed with, for its result; None if its handler was interrupted.
+
+    Whatever a handler raises is its job's failure, SystemExit too, but for what ends the program or the coroutine.
+    """
+    failure = failure_of(error, home)
+    if failure is None or isinstance(failure, Exception):
+        return failure
+    group = failure if isinstance(failure, BaseExceptionGroup) else BaseExceptionGroup("", [failure])
+    if group.subgroup((KeyboardInterrupt, GeneratorExit)) is not None:
+        return None
+    return substitute(f"the task raised {show_error(failure)}", failure)
+
+
+def leave_frames(error: BaseException) -> None:
+    """Take the library's own frames off the head of an error's traceback.
+
+    They say nothing to a reader, and would make a cycle of the error and the result that keeps it.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("chanflow._"):
+        traceback = traceback.tb_next
+    error.__traceback__ = traceback
+
+
+def substitute(message: str, cause: BaseException) -> RuntimeError:
+    """Make the error that stands for one which a result must not raise as it is."""
+    error = RuntimeError(message)
+    error.__cause__ = cause
+    return error
 
 
 class Attempt:
     """A handler, with how it is called.
 
     Args:
-        handler: any function.
+        handler: any function that `check_handler` lets pass.
         limiter: bounds the threads.
         timeout: seconds that a call may take, greater than 0; None for no bound. A thread can't be stopped, and is
             waited for.
@@ -33,68 +117,84 @@ class Attempt:
         self._is_async = is_async(handler)
 
     async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call it with these arguments, and give what it returned.
+        """Call it with these arguments, in a copy of the current context, and give what it returned.
 
         Raises:
             TimeoutError: it took longer than the timeout.
-            TypeError: a plain function gave a coroutine.
-            RuntimeError: the handler was cancelled, though nobody had cancelled the caller.
+            TypeError: a plain function gave something to await or to iterate.
+            RuntimeError: the handler was cancelled, though nobody had cancelled the caller; or it raised
+                what is no Exception, such as SystemExit.
             Exception: what the handler raised.
         """
         try:
-            if self._is_async and self._timeout is None:
-                return await drive(self._handler(*args, **kwargs), copy_context())
-            return await self._call(*args, **kwargs)
+            return await follow(self.run(partial(self._handler, *args, **kwargs)))
         except BaseException as error:
-            if isinstance(error, Exception) or not running_home().strays(error):
-                raise
-            msg = "the handler was cancelled by what it waited for, which somebody had cancelled"
-            raise RuntimeError(msg) from error
+            failure = failure_of_handler(error, running_home())
+            try:
+                if failure is None or failure is error:
+                    raise
+                raise failure
+            finally:
+                # An error must not refer to itself through its traceback.
+                del failure
 
-    async def _call(self, /, *args: Any, **kwargs: Any) -> Any:
+    async def run(self, call: Callable[[], Any], expired: Callable[[TimeoutError], object] | None = None) -> Any:
+        """Call the handler with its arguments, and give what it returned or raise what it raised.
+
+        Args:
+            call: the handler, with its arguments.
+            expired: called with the error as soon as the time of a plain function is over.
+        """
         if self._is_async:
+            if self._timeout is None:
+                return await call()
             with move_on_after(self._timeout) as scope:
-                return await drive(self._handler(*args, **kwargs), copy_context())
+                return await call()
             # Reached only when the scope was left by its own deadline.
             assert scope.cancelled_caught
             msg = f"the handler took longer than {self._timeout} s"
             raise TimeoutError(msg)
-        value = await run_in_thread(
-            lambda _job: self._handler(*args, **kwargs),
-            None,
-            self._limiter,
-            timeout=self._timeout,
-            expired=lambda _error: None,
-        )
-        if iscoroutine(value):
-            value.close()
-            msg = f"the handler gave a coroutine that nobody awaits: make it an async function: {self._handler!r}"
+        value = await run_in_thread(call, self._limiter, timeout=self._timeout, expired=expired)
+        if isawaitable(value) or isasyncgen(value) or isgenerator(value):
+            if isinstance(value, CoroutineType):
+                # Nobody is going to await it, and it would warn.
+                value.close()
+            msg = f"the handler returned {show(value)}, which nobody awaits; make it an async function"
             raise TypeError(msg)
         return value
 
 
-async def wait_for(awaitable: Awaitable[Any]) -> Any:
-    """Make a coroutine of something else that can be awaited."""
-    return await awaitable
+@coroutine
+def enter(context: Context) -> Generator[Context, None, None]:
+    """Go on in another context; only where `follow` drives the current coroutine."""
+    yield context
 
 
 @coroutine
-def drive(handling: Awaitable[Any], context: Context) -> Generator[Any, Any, Any]:
-    """Await what a handler gave in a context: what it sets there, the next one of the same worker doesn't see."""
-    if not isinstance(handling, CoroutineType):
-        handling = wait_for(handling)
-    run = context.run
+def follow(steps: CoroutineType[Any, Any, T]) -> Generator[Any, Any, T]:
+    """Await a coroutine in a copy of the current context, and then in those that it enters.
+
+    A task can't change its context, and a task for each job would take several times as long.
+    """
+    run, send = copy_context().run, steps.send
+    step: Callable[[Any], Any] = send
+    argument: Any = None
     try:
-        waits_for = run(handling.send, None)
         while True:
+            waits_for = run(step, argument)
+            while type(waits_for) is Context:
+                run = waits_for.run
+                waits_for = run(send, None)
             try:
-                value = yield waits_for
+                argument = yield waits_for
+                step = send
             except GeneratorExit:
-                run(handling.close)
+                run(steps.close)
                 raise
             except BaseException as error:  # noqa: BLE001 -- it is passed on
-                waits_for = run(handling.throw, error)
-            else:
-                waits_for = run(handling.send, value)
+                step, argument = steps.throw, error
     except StopIteration as end:
         return end.value
+    finally:
+        # An error must not refer to itself through its traceback.
+        del argument

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
+from chanflow._check import check_count, check_seconds
 from chanflow._park import NOWHERE, TIMED_OUT, Home, Waiter
 from chanflow._room import Outcome
-from chanflow._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow, check_count
+from chanflow._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
 
 if TYPE_CHECKING:
     from chanflow._threads import ThreadChannel

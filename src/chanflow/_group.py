@@ -15,10 +15,12 @@ import anyio
 from anyio import BrokenResourceError, WouldBlock
 from anyio.abc import TaskGroup
 
+from chanflow._attempt import failure_of
 from chanflow._channel import Channel
+from chanflow._check import check_count, name_of, show
 from chanflow._park import Home, Waiter, current_home, give_up
 from chanflow._room import Outcome, WaitingRoom
-from chanflow._state import NOTHING, Answer, check_count
+from chanflow._state import NOTHING, Answer
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 
@@ -104,9 +106,9 @@ class Result(Generic[T_co]):
         if not self.done:
             shown = "pending"
         elif self._failure is not None:
-            shown = repr(self._failure.error)
+            shown = show(self._failure.error)
         else:
-            shown = repr(self._value)
+            shown = show(self._value)
         return f"<Result {shown} at {id(self):#x}>"
 
     @property
@@ -137,18 +139,28 @@ class Result(Generic[T_co]):
 
         The task may take a while to stop; it has when the result is done. A sync handler in a thread can't be
         stopped: its worker stays busy until it returns, but the result is done at once.
+
+        Raises:
+            RuntimeError: the task belongs to another event loop or thread; call it there, as with
+                `anyio.from_thread.run_sync`.
         """
         if not self.done:
+            self._check_here()
             self._cancel(self)
+
+    def _check_here(self) -> None:
+        if not self._home.here():
+            msg = "this result belongs to another event loop; use it there, as with anyio.from_thread.run"
+            raise RuntimeError(msg)
 
     def __await__(self) -> Generator[Any, Any, T_co]:
         home = self._home
-        if next(home.turns, None) is not home.loop:
-            if not home.here():
-                msg = "this result belongs to another event loop"
-                raise RuntimeError(msg)
-            yield from home.checkpoint().__await__()
-        if not self.done:
+        if self._value is not PENDING or self._failure is not None:
+            if next(home.turns, None) is not home.loop:
+                self._check_here()
+                yield from home.checkpoint().__await__()
+        else:
+            self._check_here()
             waiter = home.waiter()
             waiting = self._waiters()
             waiting.append((waiter, None))
@@ -158,7 +170,13 @@ class Result(Generic[T_co]):
                 give_up(waiter, home, exc)
                 waiting.leave()
                 raise
-        return self._outcome()
+        if self._failure is None:
+            return self._value
+        try:
+            raise self._failure.look()
+        finally:
+            # An error must not refer to itself through its traceback, nor to the result that keeps it.
+            del self
 
     async def receive(self) -> T_co:
         """Receive the one item of this channel.
@@ -175,7 +193,10 @@ class Result(Generic[T_co]):
             Atomic: if the call is cancelled, it took nothing, and the task goes on.
         """
         await self._as_channel().receive()
-        return self._outcome()
+        try:
+            return self._outcome()
+        finally:
+            del self
 
     def receive_nowait(self) -> T_co:
         """Receive the one item of this channel if the task has ended.
@@ -190,12 +211,18 @@ class Result(Generic[T_co]):
             Exception: the task failed; its error.
         """
         self._as_channel().receive_nowait()
-        return self._outcome()
+        try:
+            return self._outcome()
+        finally:
+            del self
 
     def _outcome(self) -> T_co:
-        if self._failure is not None:
+        if self._failure is None:
+            return self._value
+        try:
             raise self._failure.look()
-        return self._value
+        finally:
+            del self
 
     def _as_channel(self) -> Channel[None]:
         # The item is only a token: the value stays here, for those who await it.
@@ -213,10 +240,13 @@ class Result(Generic[T_co]):
 
     # How the task's owner ends it; only the first end counts.
 
-    def _succeed(self, value: Any) -> None:
-        if not self.done:
-            self._value = value
+    def _succeed(self, value: Any) -> bool:
+        if self.done:
+            return False
+        self._value = value
+        if self._waiting is not None or self._channel is not None:
             self._wake()
+        return True
 
     def _fail(self, error: BaseException, label: object = "a task") -> Failure | None:
         if self.done:
@@ -332,7 +362,7 @@ class Group:
             RuntimeError: the group was not entered, is over, or belongs to another event loop.
         """
         if not callable(fn):
-            msg = f"fn must be an async function, got {fn!r}"
+            msg = f"fn must be an async function, got {show(fn)}"
             raise TypeError(msg)
         home = self._home
         if home is None or not home.here():
@@ -347,39 +377,59 @@ class Group:
         return result
 
     def cancel(self) -> None:
-        """Cancel all tasks of the group, and its block; the results that are not done raise ResultCancelledError."""
-        if self._tasks is not None:
+        """Cancel all tasks of the group, and its block; the results that are not done raise ResultCancelledError.
+
+        Raises:
+            RuntimeError: the group belongs to another event loop or thread.
+        """
+        if self._home is not None and self._tasks is not None:
+            if not self._home.here():
+                msg = "this Group belongs to another event loop; cancel it there, as with anyio.from_thread.run_sync"
+                raise RuntimeError(msg)
             self._tasks.cancel_scope.cancel()
 
     def _start(self, job: Job) -> None:
         assert self._tasks is not None
         self._running[job[0]] = anyio.CancelScope()
-        self._tasks.start_soon(self._run, job, name=job[1])
+        self._tasks.start_soon(self._run, job, name=name_of(job[1]))
 
     async def _run(self, job: Job) -> None:
         result, fn, args = job
+        home = self._home
+        assert home is not None
         try:
             with self._running[result]:
                 result._attempts = 1
                 awaitable = fn(*args)
                 if not isawaitable(awaitable):
-                    msg = f"fn must be an async function, but {fn!r} returned {awaitable!r}"
+                    msg = f"fn must be an async function, but {name_of(fn)} returned {show(awaitable)}"
                     raise TypeError(msg)  # noqa: TRY301 -- it fails the task, like an error of its own
                 result._succeed(await awaitable)
-        except anyio.get_cancelled_exc_class():
-            raise
         except BaseException as error:
-            result._fail(error)
-            # The group itself raises it, so that it counts as looked at.
-            result.exception()
-            # Now, before the next in turn would be started.
-            self.cancel()
-            raise
+            failure = failure_of(error, home)
+            try:
+                if failure is None:
+                    if home.uncancel(error):
+                        # Whoever cancelled the asyncio task meant this one: the group goes on.
+                        return
+                    raise
+                result._fail(failure)
+                # The group itself raises it, so that it counts as looked at.
+                result.exception()
+                # Now, before the next in turn would be started.
+                self.cancel()
+                if failure is error:
+                    raise
+                raise failure
+            finally:
+                del failure
         finally:
             # Neither value nor error: it was cancelled.
             result._end_cancelled()
             del self._running[result]
             self._next()
+            # An error must not refer to the result that keeps it through its traceback.
+            del result, job
 
     def _next(self) -> None:
         while self._waiting:
@@ -406,7 +456,14 @@ class Group:
             return await self._tasks.__aexit__(exc_type, exc, tb)
         except BaseExceptionGroup as group:
             # A block that awaits the result of a task that fails raises the very error that the task raises.
-            errors = {id(error): error for error in group.exceptions}.values()
-            raise group.derive(list(errors)) from None
+            errors = {id(error): error for error in group.exceptions}
+            try:
+                raise group.derive(list(errors.values())) from None
+            finally:
+                del errors
         finally:
+            # asyncio never starts a task that is cancelled before it has begun.
+            for result in (*self._running, *(job[0] for _context, job in self._waiting)):
+                result._end_cancelled()
             self._home = None
+            del exc, tb

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 from anyio import ClosedResourceError
 
+from chanflow._attempt import failure_of_handler
 from chanflow._channel import Channel
 from chanflow._group import Result
 
@@ -37,6 +39,8 @@ class Feed(Generic[Job, R]):
         self.started: bool = False
         self.stopped: bool = False
         self._scope = anyio.CancelScope()
+        # That of whoever called `map`, where the jobs run.
+        self._context = copy_context()
         # Results that are still to come, and the end of the jobs.
         self._coming = 1
 
@@ -46,31 +50,41 @@ class Feed(Generic[Job, R]):
         assert self._group._tasks is not None
         self.started = True
         self._group._feeds.add(self)
-        self._group._tasks.start_soon(self._run, name="WorkerGroup.map")
+        self._context.run(self._group._tasks.start_soon, self._run, name=f"{self._group._name} (map)")
 
     async def _run(self) -> None:
+        home = self._group._home
+        assert home is not None
         try:
             with self._scope:
                 await self._submit_all()
-        except Exception as error:  # noqa: BLE001 -- the iterating task raises it
-            self.error = error
-        except BaseException:
-            # The group is being cancelled, maybe before it stops.
-            self.refuse()
-            raise
+        except BaseException as error:
+            failure = failure_of_handler(error, home)
+            if failure is None:
+                # The group is being cancelled, maybe before it stops.
+                self.refuse()
+                if not home.uncancel(error):
+                    raise
+            else:
+                # The iterating task raises it.
+                self.error = failure
+            del failure
         finally:
             self._group._feeds.discard(self)
             self._came()
 
     async def _submit_all(self) -> None:
         source: Any = self._jobs
-        jobs: Any = aiter(source) if isinstance(source, AsyncIterable) else iter(source)
+        asynchronous = isinstance(source, AsyncIterable)
+        jobs: Any = aiter(source) if asynchronous else iter(source)
         while True:
             # Before the job, so that none is read that has no place.
             await self.window.send(None)
+            if self._group._closing:
+                self._group._check_open()
             try:
-                job = await anext(jobs) if isinstance(source, AsyncIterable) else next(jobs)
-            except (StopIteration, StopAsyncIteration):
+                job = await anext(jobs) if asynchronous else next(jobs)
+            except StopAsyncIteration if asynchronous else StopIteration:
                 return
             await self._submit(job)
 
@@ -114,6 +128,7 @@ class Feed(Generic[Job, R]):
         self._scope.cancel()
         for result in self.unfinished:
             result.cancel()
+        self.unfinished.clear()
 
 
 class Mapping(AsyncIterator[R]):
@@ -141,11 +156,15 @@ class Mapping(AsyncIterator[R]):
                 return value
         except BaseException:
             feed.stop()
+            # An error must not refer to the result that keeps it through its traceback.
+            result = None
             raise
         feed.stop()
-        if feed.error is not None:
-            raise feed.error
-        raise StopAsyncIteration
+        error, feed.error = feed.error, None
+        try:
+            raise StopAsyncIteration if error is None else error
+        finally:
+            del error
 
     async def aclose(self) -> None:
         """End the iteration: submit no more, and cancel the jobs that are not finished.

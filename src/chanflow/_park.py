@@ -24,6 +24,10 @@ from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
+from anyio import current_effective_deadline
+
+from chanflow._check import check_count
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -111,6 +115,11 @@ class Home(ABC):
         self.thread = threading.get_ident()
         self.renew(interval.operations - 1)
 
+    def ask(self, running: Callable[[], object]) -> None:
+        """Find out in another way what runs in this thread."""
+        self.running = running
+        self.renew(self.turns_left())
+
     def renew(self, operations: int) -> None:
         """Set how many operations may finish at once before one must yield to the event loop."""
         self._budget = repeat((), operations)
@@ -118,7 +127,11 @@ class Home(ABC):
 
     def charge(self, operations: int) -> None:
         """Take more operations from the budget, which may be more than are left."""
-        self.renew(max(self._budget.__length_hint__() - operations, 0))
+        self.renew(max(self.turns_left() - operations, 0))
+
+    def turns_left(self) -> int:
+        """Count the operations that may still finish at once."""
+        return self._budget.__length_hint__()
 
     def here(self) -> bool:
         """Tell whether the caller runs in this event loop."""
@@ -151,9 +164,18 @@ class Home(ABC):
         del exc  # pragma: no cover -- see above
         return False  # pragma: no cover -- see above
 
-    def strays(self, exc: BaseException) -> bool:
-        """Tell whether an error is a cancellation, though nobody cancelled the current task."""
+    def cancelled(self) -> bool:
+        """Tell whether somebody has cancelled the current task, or a cancel scope around it."""
+        return current_effective_deadline() == -math.inf
+
+    def uncancel(self, exc: BaseException) -> bool:
+        """Withdraw the cancellation of the current task itself, and of no scope around it; False if this is none."""
         del exc
+        return False
+
+    def serves_thread(self) -> bool:
+        """Tell whether the current task was made for a call of `anyio.from_thread.run`, for which a thread waits."""
+        # trio makes such calls in the task that waits for the thread.
         return False
 
     def on_end(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -221,12 +243,7 @@ def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
     Source:
         tokio's cooperative budget, which is 128 operations too.
     """
-    if not isinstance(operations, int) or isinstance(operations, bool):
-        msg = f"operations must be an int, got {operations!r}"
-        raise TypeError(msg)
-    if operations < 1:
-        msg = f"operations must be >= 1, got {operations}"
-        raise ValueError(msg)
+    check_count("operations", operations, 1)
     interval.operations = operations
     for home in list(homes.values()):
         # The last operation of an interval is the one that yields.
@@ -284,10 +301,24 @@ class AsyncioHome(Home):
         self.loop.call_soon(cancel_again, task, task.cancelling(), exc.args)
         return True
 
-    def strays(self, exc: BaseException) -> bool:
-        # Awaiting a future that somebody has cancelled raises it, for one.
+    def cancelled(self) -> bool:
         task = self._asyncio.current_task()
-        return task is not None and not task.cancelling() and isinstance(exc, self._asyncio.CancelledError)
+        return super().cancelled() or (task is not None and task.cancelling() > 0)
+
+    def uncancel(self, exc: BaseException) -> bool:
+        task = self._asyncio.current_task() if isinstance(exc, self._asyncio.CancelledError) else None
+        # While a scope is cancelled, anyio counts its own requests.
+        if task is None or not task.cancelling() or super().cancelled():
+            return False
+        while task.uncancel():
+            """There may be several."""
+        return True
+
+    def serves_thread(self) -> bool:
+        task = self._asyncio.current_task()
+        # anyio starts its tasks by a coroutine of its core, but for those that serve threads.
+        frame = getattr(task and task.get_coro(), "cr_frame", None)
+        return frame is not None and frame.f_globals.get("__name__") == "anyio._backends._asyncio"
 
 
 def time_out(waiter: Waiter) -> None:
@@ -367,8 +398,8 @@ class TrioHome(Home):
     __slots__ = ("_token", "_trio")
     shuffles = True
 
-    def __init__(self, trio: Any) -> None:
-        super().__init__(reach_run(trio), trio_waiter(trio), trio.current_time)
+    def __init__(self, trio: Any, running: Callable[[], object]) -> None:
+        super().__init__(running, trio_waiter(trio), trio.current_time)
         self._trio = trio
         self._token = trio.lowlevel.current_trio_token()
 
@@ -466,19 +497,45 @@ def current_home() -> Home | None:
     """Find the home of the caller; None outside of any event loop."""
     home = recent.home
     trio = sys.modules.get("trio")
-    # trio first: as a guest of asyncio, both are running.
     if home.running() is home.loop and (trio is None or home.shuffles):
         return home
-    loop = None if trio is None else reach_run(trio)()
-    make: Callable[[], Home]
-    if loop is not None:
-        make = partial(TrioHome, trio)
+    run = None if trio is None else reach_run(trio)()
+    # The public `get_running_loop` raises where there is none; this one returns None, and is documented for
+    # event loop implementers.
+    running = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
+    loop = None if running is None else running()
+    if run is None and loop is None:
+        return None
+    if run is None:
+        home = find_home(loop, partial(AsyncioHome, running))
+    elif loop is None:
+        home = find_home(run, partial(TrioHome, trio, reach_run(trio)))
     else:
-        # The public `get_running_loop` raises where there is none; this one returns None, and is documented for
-        # event loop implementers.
-        running = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
-        if running is None or (loop := running()) is None:
-            return None
-        make = partial(AsyncioHome, running)
-    recent.home = home = homes.get(id(loop)) or homes.setdefault(id(loop), make())
+        home = find_home_beside_guest(trio, run, loop)
+    recent.home = home
     return home
+
+
+def find_home(loop: object, make: Callable[[], Home]) -> Home:
+    """Give the one home of an event loop."""
+    return homes.get(id(loop)) or homes.setdefault(id(loop), make())
+
+
+def find_home_beside_guest(trio: Any, run: object, loop: object) -> Home:
+    """Find the caller's home where trio runs as a guest of asyncio, in the same thread: both seem to run."""
+    running_run, running_loop = ask_beside_guest(trio)
+    if running_run() is run:
+        return find_home(run, partial(TrioHome, trio, running_run))
+    home = find_home(loop, partial(AsyncioHome, running_loop))
+    if home.running is not running_loop:
+        # It is older than the guest.
+        home.ask(running_loop)
+    return home
+
+
+@cache
+def ask_beside_guest(trio: Any) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Give functions that identify the trio run, and the asyncio loop, of this thread if that is what runs now."""
+    in_trio_task, trio_run = trio.lowlevel.in_trio_task, reach_run(trio)
+    asyncio_loop: Callable[[], object] = sys.modules["asyncio.events"]._get_running_loop
+    return (lambda: trio_run() if in_trio_task() else None), (lambda: None if in_trio_task() else asyncio_loop())

@@ -7,22 +7,12 @@ from random import Random
 
 from attrs import field, frozen
 
-from chanflow._state import check_count
+from chanflow._check import check_count, check_seconds, show
 
-__all__ = ["Retry", "check_seconds", "judge"]
+__all__ = ["Retry", "judge"]
 
 uniform = Random().uniform  # noqa: S311 -- not for security
 """Of our own generator, so that a program that seeds `random` stays reproducible."""
-
-
-def check_seconds(argument: str, value: float, *, positive: bool = False) -> None:
-    """Refuse what is not a duration, naming the argument, the rule and the value."""
-    if not isinstance(value, (int, float)):
-        msg = f"{argument} must be a number, got {value!r}"
-        raise TypeError(msg)
-    if not (value > 0 if positive else value >= 0):
-        msg = f"{argument} must be {'>' if positive else '>='} 0, got {value}"
-        raise ValueError(msg)
 
 
 @frozen
@@ -66,7 +56,7 @@ class Retry:
             raise ValueError(msg)
         kinds = self.on if isinstance(self.on, tuple) else (self.on,)
         if not callable(self.on) and not all(isinstance(kind, type) for kind in kinds):
-            msg = f"on must be an error class, a tuple of them or a function, got {self.on!r}"
+            msg = f"on must be an error class, a tuple of them or a function, got {show(self.on)}"
             raise TypeError(msg)
         if not 0 <= self.jitter <= 1:
             msg = f"jitter must be from 0 to 1, got {self.jitter}"

@@ -89,7 +89,7 @@ class Send(Generic[T_contra]):
 
     def __init__(self, channel: Channel[T_contra] | SendChannel[T_contra], item: T_contra) -> None:
         if not isinstance(channel, Channel | SendChannel):
-            msg = f"channel must be a Channel or SendChannel, got {channel!r}"
+            msg = f"channel must be a Channel or SendChannel, got {show(channel)}"
             raise TypeError(msg)
         self.channel: Channel[T_contra] | SendChannel[T_contra] = channel
         self.item: T_contra = item
@@ -129,7 +129,7 @@ class Timer:
 
     def __init__(self, argument: str, seconds: float, rule: str, valid: Callable[[float], bool]) -> None:
         if not isinstance(seconds, int | float):
-            msg = f"{argument} must be a number, got {seconds!r}"
+            msg = f"{argument} must be a number, got {show(seconds)}"
             raise TypeError(msg)
         if not valid(seconds):
             msg = f"{argument} must be {rule}, got {seconds}"
@@ -310,7 +310,7 @@ def check_cases(cases: Cases) -> None:
     """Refuse what is no case."""
     for index, case in enumerate(cases):
         if case is not None and (isinstance(case, type) or not hasattr(case, "_attempt")):
-            msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {case!r}"
+            msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {show(case)}"
             raise TypeError(msg)
 
 

@@ -34,6 +34,7 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from chanflow._check import check_count, show
 from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up, interval
 from chanflow._room import Outcome, WaitingRoom
 
@@ -47,7 +48,6 @@ __all__ = [
     "Deliverer",
     "Delivery",
     "Overflow",
-    "check_count",
 ]
 
 T = TypeVar("T")
@@ -148,18 +148,6 @@ def reach_buffer(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveSt
     """
     buffer = getattr(getattr(receive, "_state", None), "buffer", None)
     return buffer if type(buffer) is deque else PublicBuffer(send, receive)
-
-
-def check_count(argument: str, value: object, least: int, *, infinite: bool = False) -> None:
-    """Refuse what is not a count, naming the argument, the rule and the value."""
-    if infinite and value == math.inf:
-        return
-    if not isinstance(value, int) or isinstance(value, bool):
-        msg = f"{argument} must be an int{' or math.inf' if infinite else ''}, got {value!r}"
-        raise TypeError(msg)
-    if value < least:
-        msg = f"{argument} must be >= {least}, got {value}"
-        raise ValueError(msg)
 
 
 class Delivery:
@@ -266,7 +254,7 @@ class ChannelState(Generic[T]):
     def __init__(self, capacity: float, name: str | None, overflow: Overflow) -> None:
         check_count("capacity", capacity, 0, infinite=True)
         if overflow not in OVERFLOWS:
-            msg = f"overflow must be one of {', '.join(map(repr, OVERFLOWS))}, got {overflow!r}"
+            msg = f"overflow must be one of {', '.join(map(repr, OVERFLOWS))}, got {show(overflow)}"
             raise ValueError(msg)
         if overflow == "drop_oldest" and capacity == 0:
             msg = "capacity must be >= 1 with overflow='drop_oldest', got 0"

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
-from contextvars import ContextVar
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
-from inspect import isawaitable
-from reprlib import repr as shorten
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast
 from weakref import WeakSet
 
 import anyio
@@ -24,14 +22,15 @@ import anyio.lowlevel
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import TaskGroup
 
+from chanflow._attempt import Attempt, check_handler, enter, failure_of_handler, follow, is_async
 from chanflow._channel import Channel, SendChannel
-from chanflow._group import Failure, Result
+from chanflow._check import check_count, check_seconds, name_of, show
+from chanflow._group import PENDING, Failure, Result
 from chanflow._map import Feed, Mapping
-from chanflow._offload import Offload, is_async, run_in_thread
+from chanflow._offload import Offload
 from chanflow._park import Home, current_home, give_up
-from chanflow._retry import Retry, check_seconds, judge
+from chanflow._retry import Retry, judge
 from chanflow._room import WaitingRoom
-from chanflow._state import check_count
 
 __all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
 
@@ -70,23 +69,39 @@ class WorkerStatistics(NamedTuple):
     """Attempts after the first of each job."""
 
 
+Verdict: TypeAlias = tuple[bool, Exception]
+"""Whether to attempt a failed job again, and the error to fail it with if not."""
+
+
 class JobResult(Result[R]):
     """A result with the job that it is for, so that a job costs one object."""
 
-    __slots__ = ("cancelling", "job", "worker")
+    __slots__ = ("cancelling", "context", "expired", "job", "worker")
 
     def __init__(self, home: Home, cancel: Callable[[Any], object], job: Any) -> None:
-        super().__init__(home, cancel)
+        # What `Result` does, in line: this is done for each job.
+        self._home = home
+        self._cancel = cancel
+        self._attempts = 0
+        self._value = PENDING
+        self._failure = self._waiting = self._channel = None
         self.job = job
+        # That of whoever submits it, where its handler runs.
+        self.context: Context | None = copy_context()
         self.worker: Worker | None = None
         # Whether somebody asked for its end, so that it is not left over when the group is stopped meanwhile.
         self.cancelling = False
+        # What was decided when the time of its attempt was over, though its thread goes on.
+        self.expired: Verdict | None = None
 
 
 class Worker:
     """A task that handles one job after another."""
 
-    __slots__ = ("blocked", "deadlocked", "group", "result", "retired", "running", "scope", "spent", "task")
+    __slots__ = ("blocked", "context", "deadlocked", "group", "result", "retired", "running", "scope", "spent", "task")
+
+    context: Context
+    """That of no job."""
 
     def __init__(self, group: WorkerGroup[Any, Any], result: JobResult[Any] | None) -> None:
         self.group = group
@@ -103,13 +118,14 @@ class Worker:
         self.deadlocked = False
 
 
+SHUTTING_DOWN = "the worker group is shutting down"
 DEADLOCK = (
     "the worker group is full, and every one of its handlers waits to submit to it, which could never end; "
     "use a larger buffer, submit_nowait, or another group for the jobs of jobs"
 )
 
-# The worker that the current task runs in, or was started from.
-inside: ContextVar[Worker | None] = ContextVar("inside", default=None)
+# The job whose handler the current task runs, or was started from.
+inside: ContextVar[JobResult[Any] | None] = ContextVar("inside", default=None)
 
 
 class WorkerGroup(Generic[Job, R]):
@@ -149,34 +165,32 @@ class WorkerGroup(Generic[Job, R]):
         dead_letters: Channel[DeadLetter[Job]] | SendChannel[DeadLetter[Job]] | None = None,
         offload: Offload | None = None,
     ) -> None:
-        if not callable(handler):
-            msg = f"handler must be callable, got {handler!r}"
-            raise TypeError(msg)
+        check_handler("handler", handler)
         check_count("workers", workers, 1)
         check_count("buffer", buffer, 0, infinite=True)
         if timeout is not None:
             check_seconds("timeout", timeout, positive=True)
         if retry is not None and not isinstance(retry, Retry):
-            msg = f"retry must be a Retry or None, got {retry!r}"
+            msg = f"retry must be a Retry or None, got {show(retry)}"
             raise TypeError(msg)
         if dead_letters is not None and not isinstance(dead_letters, Channel | SendChannel):
-            msg = f"dead_letters must be a Channel, SendChannel or None, got {dead_letters!r}"
+            msg = f"dead_letters must be a Channel, SendChannel or None, got {show(dead_letters)}"
             raise TypeError(msg)
         if offload not in {None, "thread"}:
-            msg = f"offload must be 'thread' or None, got {offload!r}"
+            msg = f"offload must be 'thread' or None, got {show(offload)}"
             raise ValueError(msg)
+        self._name = name_of(handler)
         self._sync = not is_async(handler)
         if offload is not None and not self._sync:
-            msg = f"offload must be None for an async handler, got {offload!r}"
+            msg = f"offload must be None for an async handler, got {show(offload)}"
             raise ValueError(msg)
         self._handler: Callable[[Job], Any] = handler
         self._limit = workers
         self._retry = retry
-        self._timeout = timeout
         self._dead_letters = dead_letters
-        self._plain = not self._sync and timeout is None
-        self._limiter = CapacityLimiter(math.inf)
-        self._queue: Channel[JobResult[R]] = Channel(buffer, f"jobs of {handler!r}")
+        # How to call the handler; None for the plainest way, in line.
+        self._attempt = Attempt(handler, CapacityLimiter(math.inf), timeout) if self._sync or timeout else None
+        self._queue: Channel[JobResult[R]] = Channel(buffer, f"jobs of {self._name}")
         self._home: Home | None = None
         self._tasks: TaskGroup | None = None
         self._workers: set[Worker] = set()
@@ -198,13 +212,14 @@ class WorkerGroup(Generic[Job, R]):
         self._returned = False
 
     def __repr__(self) -> str:
-        return f"<WorkerGroup of {self._handler!r}: {self._busy} of {self._limit} running, {len(self._queue)} queued>"
+        return f"<WorkerGroup of {self._name}: {self._busy} of {self._limit} running, {len(self._queue)} queued>"
 
     async def __aenter__(self) -> Self:
         if self._tasks is not None:
             msg = "a WorkerGroup may only be entered once"
             raise RuntimeError(msg)
         self._home = current_home()
+        self._context = copy_context()
         self._tasks = await anyio.create_task_group().__aenter__()
         return self
 
@@ -231,9 +246,21 @@ class WorkerGroup(Generic[Job, R]):
             cancelled = isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup)
             if error is not None and cancelled and not isinstance(error, Exception):
                 return await self._tasks.__aexit__(type(error), error, error.__traceback__)
-            await self._tasks.__aexit__(None, None, None)
+            try:
+                await self._tasks.__aexit__(None, None, None)
+            except anyio.get_cancelled_exc_class():
+                # The error goes on, and a cancellation that came while it waited must not take its place.
+                if error is None:
+                    raise
             return None
         finally:
+            # asyncio never starts a task that is cancelled before it has begun; what it had is left over, too.
+            for worker in list(self._workers):
+                self._put_down(worker)
+            for result in self._delayed:
+                self._leave_over(result)
+            self._workers.clear()
+            self._delayed.clear()
             self._collect()
             self._home = None
             for failure in list(self._failures):
@@ -262,10 +289,12 @@ class WorkerGroup(Generic[Job, R]):
             Atomic: if the call is cancelled, the job was not submitted. A call that need not wait is a
             checkpoint only every so often, see :func:`set_checkpoint_interval`.
         """
-        home = self._check_open()
-        if next(home.turns, None) is None:
-            await home.checkpoint()
-            self._check_open()
+        home = self._home
+        if home is None or self._closing or next(home.turns, None) is not home.loop:
+            home = self._check_open()
+            if not home.turns_left() and self._has_room():
+                await home.checkpoint()
+                self._check_open()
         result: JobResult[R] = JobResult(home, self._cancel_job, job)
         if not self._accept(result):
             worker = self._check_progress(result)
@@ -273,7 +302,8 @@ class WorkerGroup(Generic[Job, R]):
             try:
                 await self._queue.send(result)
             except BaseException as error:
-                self._let_go()
+                self._jobs -= 1
+                self._check_done()
                 if worker is not None and worker.deadlocked and isinstance(error, ClosedResourceError):
                     worker.deadlocked = False
                     raise RuntimeError(DEADLOCK) from None
@@ -312,17 +342,41 @@ class WorkerGroup(Generic[Job, R]):
             msg = "a WorkerGroup accepts jobs only inside of its `async with` block"
             raise RuntimeError(msg)
         if home.running() is not home.loop:
-            msg = "this WorkerGroup belongs to another event loop; submit there, as with anyio.from_thread.run"
-            raise RuntimeError(msg)
-        if self._closing:
-            worker = inside.get()
-            if self._stopping or worker is None or worker.group is not self:
-                msg = "the worker group is shutting down"
-                raise ClosedResourceError(msg)
+            self._check_here()
+        if self._closing and (self._stopping or self._ancestor() is None):
+            raise ClosedResourceError(SHUTTING_DOWN)
         return home
+
+    def _check_here(self) -> None:
+        if self._home is not None and not self._home.here():
+            msg = "this WorkerGroup belongs to another event loop; use it there, as with anyio.from_thread.run"
+            raise RuntimeError(msg)
+
+    def _ancestor(self) -> Worker | None:
+        """Give the worker whose handler calls, be it from a task or thread that the handler started."""
+        job = inside.get()
+        worker = None if job is None else job.worker
+        return worker if worker is not None and worker.group is self else None
+
+    def _caller(self) -> Worker | None:
+        """Give the worker whose handler itself calls, be it through its thread."""
+        worker = self._ancestor()
+        # Tasks that a handler started don't count: nobody knows whether the handler waits for them.
+        if worker is None or self._home is None or not self._home.here():
+            return None
+        return worker if worker.task == anyio.get_current_task().id or self._home.serves_thread() else None
+
+    def _has_room(self) -> bool:
+        """Tell whether a job would be taken in now."""
+        queue = self._queue._state
+        free = queue.count_free()
+        return free < queue.room or (not free and len(self._workers) < self._limit) or queue.receivers.any_live()
 
     def _accept(self, result: JobResult[R]) -> bool:
         """Take a job in, if there is a worker or room for it."""
+        if self._stopping:
+            # A task that was woken before may come here after the group was stopped.
+            raise ClosedResourceError(SHUTTING_DOWN)
         queue = self._queue._state
         if len(self._workers) < self._limit and not queue.count_free() and not queue.receivers.any_live():
             # Every worker has a job or was handed one, and this is the next in turn.
@@ -346,13 +400,13 @@ class WorkerGroup(Generic[Job, R]):
         self._workers.add(worker)
         if result is not None:
             result.worker = worker
-        self._tasks.start_soon(self._work, worker, name=self._handler)
+        # Not in the context of some job, which would be kept for as long as the worker is there.
+        self._context.copy().run(self._tasks.start_soon, self._work, worker, name=self._name)
 
     def _check_progress(self, result: JobResult[R]) -> Worker | None:
         """Refuse to wait where it could never end: when every handler waits for room in its own group."""
-        worker = inside.get()
-        # Tasks that a handler started are not counted: nobody knows whether the handler waits for them.
-        if worker is None or worker.group is not self or worker.task != anyio.get_current_task().id:
+        worker = self._caller()
+        if worker is None:
             return None
         if self._blocked() >= len(self._workers) - 1 >= self._limit - 1:
             raise RuntimeError(DEADLOCK)
@@ -396,7 +450,7 @@ class WorkerGroup(Generic[Job, R]):
             Cancels the jobs that are not finished.
         """
         if not isinstance(jobs, Iterable | AsyncIterable):
-            msg = f"jobs must be an iterable or asynchronous iterable, got {jobs!r}"
+            msg = f"jobs must be an iterable or asynchronous iterable, got {show(jobs)}"
             raise TypeError(msg)
         self._check_open()
         return Mapping(Feed(self, jobs, ordered=ordered))
@@ -404,38 +458,59 @@ class WorkerGroup(Generic[Job, R]):
     # Working
 
     async def _work(self, worker: Worker) -> None:
-        inside.set(worker)
+        await follow(self._handle_jobs(worker))
+
+    async def _handle_jobs(self, worker: Worker) -> None:
         worker.task = anyio.get_current_task().id
+        worker.context = copy_context()
         try:
-            while self._wanted(worker):
+            while not worker.retired and self._wanted(worker):
                 try:
                     with worker.scope:
                         await self._serve(worker)
                 except EndOfStream:
                     """The group was stopped or made smaller."""
+                except BaseException as error:
+                    # Somebody may have cancelled the worker's asyncio task between two jobs: it goes on.
+                    if self._home is None or not self._home.uncancel(error):
+                        raise
                 self._put_down(worker)
                 if not worker.retired:
                     worker.spent = False
                     worker.scope = anyio.CancelScope()
-        finally:
-            self._put_down(worker)
-            self._workers.remove(worker)
-            if anyio.current_effective_deadline() != -math.inf:
-                # Otherwise the whole group is being cancelled, and nothing new may start.
-                self._ensure_worker()
-            self._break_deadlock()
-            self._check_done()
+        except BaseException:
+            # The whole group is being cancelled, and nothing new may start.
+            self._leave(worker)
+            raise
+        self._leave(worker)
+        self._ensure_worker()
+        self._break_deadlock()
+
+    def _leave(self, worker: Worker) -> None:
+        """Take a worker out of the group."""
+        self._put_down(worker)
+        self._workers.discard(worker)
+        self._check_done()
 
     def _wanted(self, worker: Worker) -> bool:
         """Tell whether a worker is to go on: with the job that it has, or with others."""
-        return not worker.retired and (worker.result is not None or len(self._workers) <= self._limit)
+        return worker.result is not None or len(self._workers) <= self._limit
 
     async def _serve(self, worker: Worker) -> None:
         """Handle one job after another, while this worker is wanted and its scope is not spent."""
-        while not worker.spent and self._wanted(worker):
+        queue, home = self._queue._state, self._home
+        assert home is not None
+        while not worker.spent and (worker.result is not None or len(self._workers) <= self._limit):
             result = worker.result
             if result is None:
-                worker.result = result = await self._queue.receive()
+                if len(queue.buffer) > queue.reserved and next(home.turns, None) is home.loop:
+                    # As `receive` does, without a coroutine for each job.
+                    result = queue.take()
+                else:
+                    # An idle worker need not keep the context of its last job.
+                    await enter(worker.context)
+                    result = await self._queue.receive()
+                worker.result = result
                 result.worker = worker
                 if self._delayed:
                     # The task that put it back into the queue may not have run since.
@@ -447,43 +522,31 @@ class WorkerGroup(Generic[Job, R]):
                 return
             self._busy += 1
             worker.running = True
-            while not result.done:
+            # A task that was woken may find its job cancelled, or the group stopped, meanwhile.
+            while not (worker.spent or result.done):
                 result._attempts += 1
                 try:
-                    value = await (self._handler(result.job) if self._plain else self._run(result))
-                except Exception as error:  # noqa: BLE001 -- it is the job's, and goes to its result
-                    if await self._settle_failure(result, error):
-                        break
+                    # Each attempt begins with what was there when the job was submitted.
+                    await enter(result.context if self._retry is None else result.context.copy())
+                    inside.set(result)
+                    if self._attempt is None:
+                        value = await self._handler(result.job)
+                    else:
+                        value = await self._attempt.run(
+                            partial(self._handler, result.job), partial(self._expire, result)
+                        )
                 except BaseException as error:
-                    if self._home is None or not self._home.strays(error):
+                    # Judged there: a name here for what it failed with would be in its own traceback.
+                    if not await self._settle(result, error):
                         raise
-                    self._end_cancelled(result)
+                    if result in self._delayed:
+                        break
                 else:
-                    if not result.done:
-                        result._succeed(value)
-                        self._succeeded += 1
+                    self._succeeded += result._succeed(value)
                     # An idle worker need not keep it.
                     del value
+                    break
             self._put_down(worker)
-
-    async def _run(self, result: JobResult[R]) -> R:
-        """Make an attempt in a thread or with a timeout."""
-        if self._sync:
-            value = await run_in_thread(
-                self._handler, result.job, self._limiter, timeout=self._timeout, expired=partial(self._expire, result)
-            )
-            if isawaitable(value):
-                if isinstance(value, Coroutine):
-                    # Nobody is going to await it, and it would warn.
-                    value.close()
-                msg = f"a handler that is not an async function must not return an awaitable, got {value!r}"
-                raise TypeError(msg)
-            return cast("R", value)
-        assert self._timeout is not None
-        with anyio.move_on_after(self._timeout):
-            return cast("R", await self._handler(result.job))
-        msg = f"the handler took longer than {self._timeout} s"
-        raise TimeoutError(msg)
 
     async def _wait_turn(self) -> None:
         """Wait, with a job in hand, until fewer handlers run; after the group was made smaller."""
@@ -513,51 +576,69 @@ class WorkerGroup(Generic[Job, R]):
             self._busy -= 1
             if self._turns:
                 self._give_turn()
-        if result in self._delayed:
+        if self._delayed and result in self._delayed:
             return
-        if not result.done:
+        if result._value is PENDING and not result.done:
             if result.cancelling:
                 self._end_cancelled(result)
             else:
                 self._leave_over(result)
         # Whoever keeps the result need not keep the job.
-        result.job = None
-        self._let_go()
-
-    def _let_go(self) -> None:
-        """Count one job less."""
+        result.job = result.context = None
         self._jobs -= 1
         if self._drained is not None:
             self._check_done()
 
     def _expire(self, result: JobResult[R], error: TimeoutError) -> None:
         """Fail a result when its time is over, though its thread goes on."""
-        if not self._wants_retry(result, error)[0]:
+        result.expired = self._judge(result, error)[0], error
+        if not result.expired[0]:
             self._fail(result, error)
 
-    def _wants_retry(self, result: JobResult[R], error: Exception) -> tuple[bool, Exception]:
-        """Ask whether a job is worth another attempt; the second value is what it failed with if not."""
-        if self._retry is None:
+    def _judge(self, result: JobResult[R], error: Exception) -> Verdict:
+        """Decide whether a job is worth another attempt."""
+        if self._retry is None or result.done or self._ends(result):
             return False, error
         return judge(self._retry, error, result._attempts)
 
-    async def _settle_failure(self, result: JobResult[R], error: Exception) -> bool:
-        """Decide about a failed attempt; False if the worker should make another one."""
-        again = False
-        if not (result.done or result.cancelling or self._stopping):
-            again, error = self._wants_retry(result, error)
-        if again:
-            assert self._retry is not None
-            assert self._tasks is not None
-            self._retries += 1
-            wait = self._retry.backoff(result._attempts)
-            if len(self._delayed) < self._queue.capacity:
-                self._delayed[result] = anyio.CancelScope()
-                self._tasks.start_soon(self._delay, result, wait, name="WorkerGroup.delay")
-                return True
+    def _ends(self, result: JobResult[R]) -> bool:
+        """Tell whether a job must not be attempted again."""
+        return result.cancelling or self._stopping
+
+    async def _settle(self, result: JobResult[R], error: BaseException) -> bool:
+        """Settle what became of a failed attempt; False if the worker was interrupted in it."""
+        home = self._home
+        assert home is not None
+        failure = failure_of_handler(error, home)
+        if failure is None:
+            if result.worker is None or result.worker.spent or not home.uncancel(error):
+                return False
+            # Whoever cancelled the worker's asyncio task meant this job: the worker goes on.
+            self._end_cancelled(result)
+            return True
+        verdict, result.expired = result.expired, None
+        again, failure = verdict or self._judge(result, failure)
+        if again and not self._ends(result):
+            await self._attempt_later(result)
+        else:
+            await self._give_up(result, failure)
+        return True
+
+    async def _attempt_later(self, result: JobResult[R]) -> None:
+        """Let a job wait for its next attempt: on its own, or else with its worker."""
+        assert self._retry is not None
+        assert self._tasks is not None
+        self._retries += 1
+        wait = self._retry.backoff(result._attempts)
+        if len(self._delayed) < self._queue.capacity:
+            self._delayed[result] = anyio.CancelScope()
+            self._tasks.start_soon(self._delay, result, wait, name=f"{self._name} (retry)")
+        else:
             # So many wait already that one more would exceed the bound: this one keeps its worker.
             await anyio.sleep(wait)
-            return False
+
+    async def _give_up(self, result: JobResult[R], error: Exception) -> None:
+        """Fail a job for good."""
         sent = False
         if self._dead_letters is not None and (not result.done or result._failure_is(error)):
             try:
@@ -565,12 +646,11 @@ class WorkerGroup(Generic[Job, R]):
                 sent = True
             except (BrokenResourceError, ClosedResourceError) as refusal:
                 # The failure itself will be logged as any other.
-                logger.warning("job %r could not be sent to the dead letters: %s", result.job, refusal)
+                logger.warning("job %s could not be sent to the dead letters: %s", show(result.job), refusal)
         self._fail(result, error)
         if sent:
             # Whoever reads the dead letters looks at it.
             result.exception()
-        return True
 
     async def _delay(self, result: JobResult[R], wait: float) -> None:
         """Put a job back into the queue after a while."""
@@ -592,9 +672,9 @@ class WorkerGroup(Generic[Job, R]):
             if self._delayed.get(result) is scope:
                 del self._delayed[result]
             if not taken:
-                if not result.done:
-                    self._leave_over(result)
-                self._let_go()
+                self._leave_over(result)
+                self._jobs -= 1
+                self._check_done()
             self._check_done()
 
     # Ending
@@ -613,15 +693,17 @@ class WorkerGroup(Generic[Job, R]):
         self._end_cancelled(result)
 
     def _end_cancelled(self, result: JobResult[R]) -> None:
-        result._end_cancelled()
-        self._cancelled += 1
+        if not result.done:
+            result._end_cancelled()
+            self._cancelled += 1
 
     def _leave_over(self, result: JobResult[R]) -> None:
-        self._leftover.append(cast("Job", result.job))
-        result._end_cancelled()
+        if not result.done:
+            self._leftover.append(cast("Job", result.job))
+            result._end_cancelled()
 
     def _fail(self, result: JobResult[R], error: Exception) -> None:
-        failure = result._fail(error, f"job {shorten(result.job)}")
+        failure = result._fail(error, f"job {show(result.job)}")
         if failure is not None:
             self._failed += 1
             self._failures.add(failure)
@@ -658,8 +740,7 @@ class WorkerGroup(Generic[Job, R]):
     def _collect(self) -> None:
         """Count the jobs that never got to a worker among those left over."""
         for result in self._queue._state.drain():
-            if not result.done:
-                self._leave_over(result)
+            self._leave_over(result)
 
     async def shutdown(self, timeout: float | None = None) -> list[Job]:
         """Stop accepting jobs, handle what was submitted for so long, then cancel the rest.
@@ -682,10 +763,10 @@ class WorkerGroup(Generic[Job, R]):
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
-        worker = inside.get()
-        if self._home is None or (worker is not None and worker.group is self):
+        if self._home is None or self._caller() is not None:
             msg = "shutdown must be called inside of the group's block, and not by one of its handlers"
             raise RuntimeError(msg)
+        self._check_here()
         self._closing = True
         with anyio.move_on_after(timeout):
             await self._drain()
@@ -714,8 +795,10 @@ class WorkerGroup(Generic[Job, R]):
         Raises:
             ValueError: `workers` is less than 1.
             TypeError: `workers` is not an int.
+            RuntimeError: the group belongs to another event loop or thread.
         """
         check_count("workers", workers, 1)
+        self._check_here()
         self._limit = workers
         receivers = self._queue._state.receivers
         for _ in range(len(self._workers) - workers):

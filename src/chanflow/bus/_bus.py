@@ -9,9 +9,9 @@ from typing import Self
 from anyio import CapacityLimiter, ClosedResourceError, Event
 from attrs import frozen
 
-from chanflow._attempt import Attempt
-from chanflow._retry import Retry, check_seconds
-from chanflow._state import check_count
+from chanflow._attempt import Attempt, check_handler
+from chanflow._check import check_count, check_seconds, show
+from chanflow._retry import Retry
 from chanflow.bus._consume import Handler, consume
 from chanflow.bus._subscription import Subscription
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Membership
@@ -125,15 +125,15 @@ class Bus:
         self._check_open()
         check_name("topic", topic)
         if not isinstance(body, (bytes, bytearray, memoryview)):
-            msg = f"body must be bytes, got {body!r}"
+            msg = f"body must be bytes, got {show(body)}"
             raise TypeError(msg)
         if key is not None and not isinstance(key, str):
-            msg = f"key must be a str or None, got {key!r}"
+            msg = f"key must be a str or None, got {show(key)}"
             raise TypeError(msg)
         headers = {} if headers is None else dict(headers)
         for pair in headers.items():
             if not all(isinstance(part, str) for part in pair):
-                msg = f"headers must be of str by str, got {pair[0]!r}: {pair[1]!r}"
+                msg = f"headers must be of str by str, got {show(pair[0])}: {show(pair[1])}"
                 raise TypeError(msg)
         return await self._backend.publish(Content(topic=topic, body=bytes(body), key=key, headers=headers))
 
@@ -217,12 +217,10 @@ class Bus:
         Cancellation:
             Handlers are cancelled, and their messages given back.
         """
-        if not callable(handler):
-            msg = f"handler must be callable, got {handler!r}"
-            raise TypeError(msg)
+        check_handler("handler", handler)
         check_count("workers", workers, 1)
         if not isinstance(retry, Retry):
-            msg = f"retry must be a Retry, got {retry!r}"
+            msg = f"retry must be a Retry, got {show(retry)}"
             raise TypeError(msg)
         if timeout is not None:
             check_seconds("timeout", timeout, positive=True)
@@ -289,10 +287,10 @@ class Bus:
 def check_name(argument: str, name: object) -> None:
     """Refuse what is no name of a topic or group."""
     if not isinstance(name, str):
-        msg = f"{argument} must be a str, got {name!r}"
+        msg = f"{argument} must be a str, got {show(name)}"
         raise TypeError(msg)
     if not 1 <= len(name) <= MAX_NAME:
-        msg = f"{argument} must have 1 to {MAX_NAME} characters, got {name!r}"
+        msg = f"{argument} must have 1 to {MAX_NAME} characters, got {show(name)}"
         raise ValueError(msg)
 
 

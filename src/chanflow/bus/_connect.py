@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from chanflow._retry import check_seconds
-from chanflow._state import check_count
+from chanflow._check import check_count, check_seconds, show
 from chanflow.bus._bus import Bus
 from chanflow.bus.backend import Backend
 
@@ -33,7 +32,7 @@ def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float
     if isinstance(url, Backend):
         return Bus(url)
     if not isinstance(url, str):
-        msg = f"url must be a str or a Backend, got {url!r}"
+        msg = f"url must be a str or a Backend, got {show(url)}"
         raise TypeError(msg)
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "memory" and not rest:
@@ -44,5 +43,5 @@ def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float
         from chanflow.bus.sqlite import SqliteBackend  # noqa: PLC0415 -- as above
 
         return Bus(SqliteBackend(Path(rest[1:]).absolute(), max_pending=max_pending, retention=retention))
-    msg = f"url must be memory:// or sqlite:///PATH, got {url!r}"
+    msg = f"url must be memory:// or sqlite:///PATH, got {show(url)}"
     raise ValueError(msg)

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from anyio import create_task_group
 
 from chanflow._attempt import Attempt
+from chanflow._check import show_error
 from chanflow._retry import Retry, judge
 from chanflow._storage import StorageError
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
@@ -67,4 +68,4 @@ async def settle_failure(message: Message, error: Exception, retry: Retry) -> No
         await message.nack(delay)
     else:
         logger.error("%r failed, and becomes a dead letter", message, exc_info=error)
-        await message.reject(f"{type(error).__name__}: {error}")
+        await message.reject(show_error(error))

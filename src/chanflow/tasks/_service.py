@@ -16,8 +16,8 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from chanflow._park import Home, running_home
-from chanflow._retry import Retry, check_seconds
-from chanflow._state import check_count
+from chanflow._check import check_count, check_seconds
+from chanflow._retry import Retry
 from chanflow._storage import StorageError
 from chanflow.bus import Bus, connect
 from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError

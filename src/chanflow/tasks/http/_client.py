@@ -14,7 +14,8 @@ import httpx
 import msgspec
 from anyio import current_time, sleep
 
-from chanflow._retry import Retry, check_seconds
+from chanflow._check import check_seconds
+from chanflow._retry import Retry
 from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError
 from chanflow.tasks._handler import ArgumentError
 from chanflow.tasks.record import TaskRecord, TaskStatus

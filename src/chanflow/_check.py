@@ -1,0 +1,65 @@
+"""Checks of arguments, with one wording for each rule; and how anybody's objects appear in messages."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from reprlib import Repr
+
+__all__ = ["check_count", "check_seconds", "name_of", "show", "show_error"]
+
+
+class Shown(Repr):
+    """Represent any object in one short line, even one whose `__repr__` raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+
+    def show(self, value: object) -> str:
+        try:
+            return self.repr(value)
+        except Exception as error:  # noqa: BLE001 -- an int of too many digits, for one, has no repr
+            return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
+
+
+show = Shown().show
+
+
+def show_error(error: BaseException) -> str:
+    """Represent an error by its class and message, even one whose `__str__` raises."""
+    try:
+        message = str(error)
+    except Exception as broken:  # noqa: BLE001 -- what a program's own class raises here is anything
+        message = f"<its str raises {type(broken).__name__}>"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def name_of(function: object) -> str:
+    """Name a function, looking into partials; a callable object is named by its class."""
+    while isinstance(function, partial):
+        function = function.func
+    name = getattr(function, "__qualname__", None)
+    return name if isinstance(name, str) else type(function).__qualname__
+
+
+def check_count(argument: str, value: object, least: int, *, infinite: bool = False) -> None:
+    """Refuse what is not a count, naming the argument, the rule and the value."""
+    if infinite and isinstance(value, float) and value == math.inf:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        msg = f"{argument} must be an int{' or math.inf' if infinite else ''}, got {show(value)}"
+        raise TypeError(msg)
+    if value < least:
+        msg = f"{argument} must be >= {least}, got {show(value)}"
+        raise ValueError(msg)
+
+
+def check_seconds(argument: str, value: object, *, positive: bool = False) -> None:
+    """Refuse what is not a duration, naming the argument, the rule and the value."""
+    if not isinstance(value, (int, float)):
+        msg = f"{argument} must be a number, got {show(value)}"
+        raise TypeError(msg)
+    if not (value > 0 if positive else value >= 0):
+        msg = f"{argument} must be {'>' if positive else '>='} 0, got {show(value)}"
+        raise ValueError(msg)
