@@ -24,8 +24,8 @@ from anyio import (
     wait_all_tasks_blocked,
 )
 
-from chanflow._check import show
 from chanflow import Retry
+from chanflow._check import show
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
 from chanflow.bus.memory import MemoryBackend, MemoryMember
 from tests.conftest import whole

@@ -484,10 +484,10 @@ async def test_ends_are_anyio_streams() -> None:
 @pytest.mark.parametrize("side", ["sender", "receiver"])
 async def test_forgotten_end_warns(side: str) -> None:
     """An end that is dropped open gives the warning that anyio's streams give."""
-    channel = Channel[int]()
+    channel = Channel[int](name="orders")
     end = getattr(channel, side).clone()
     kind = type(end).__name__
-    with pytest.warns(ResourceWarning, match=rf"^Unclosed <{kind} at {id(end):x}>$"):
+    with pytest.warns(ResourceWarning, match=rf"^Unclosed <{kind} of channel 'orders' at {id(end):#x}>$"):
         end = None
     channel.sender.close()
     channel.receiver.close()

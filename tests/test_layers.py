@@ -16,9 +16,11 @@ SOURCE = Path(chanflow.__file__).parent
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
     {"_check"},
-    {"_park", "_room"},
-    {"_offload", "_state", "_signal"},
-    {"_retry", "_attempt"},
+    {"_park"},
+    {"_room", "_offload"},
+    {"_state", "_signal"},
+    {"_attempt"},
+    {"_retry"},
     {"_channel"},
     {"_select", "_group", "_threads"},
     {"_map"},

@@ -31,10 +31,10 @@ from tests.conftest import whole
         ({"factor": 0.9}, ValueError("factor must be >= 1, got 0.9")),
         ({"factor": math.nan}, ValueError("factor must be >= 1, got nan")),
         ({"delay": "1"}, TypeError("delay must be a number, got '1'")),
-        ({"on": "x"}, TypeError("on must be an error class, a tuple of them or a function, got 'x'")),
+        ({"on": "x"}, TypeError("on must be an error class, a tuple of them or a function that is not async, got 'x'")),
         (
             {"on": [OSError]},
-            TypeError(f"on must be an error class, a tuple of them or a function, got {[OSError]!r}"),
+            TypeError(f"on must be an error class, a tuple of them or a function that is not async, got {[OSError]!r}"),
         ),
         ({"jitter": -0.1}, ValueError("jitter must be from 0 to 1, got -0.1")),
         ({"jitter": 1.1}, ValueError("jitter must be from 0 to 1, got 1.1")),

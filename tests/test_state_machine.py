@@ -221,7 +221,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def close(self, *, broken: bool) -> None:
         """Close either side: all who wait are told."""
         if broken:
-            self.state.close_receiver(None)
+            self.state.close_receiver(())
         else:
             self.state.close()
         self.over = True

@@ -216,7 +216,7 @@ async def test_submit_waits_for_room() -> None:
             await wait_all_tasks_blocked()
         assert accepted == [0, 1]
         assert group.statistics()[:5] == (1, 1, 1, 0, 2)
-        assert repr(group) == f"<WorkerGroup of Handler: 1 of 1 running, 1 queued>"
+        assert repr(group) == "<WorkerGroup of Handler: 1 of 1 running, 1 queued>"
         handler.release(0)
         await wait_all_tasks_blocked()
         assert accepted == [0, 1, 2]

@@ -53,15 +53,16 @@ def failure_of(error: BaseException, home: Home) -> BaseException | None:
         # The event loop may have ended.
         return None
     cancelled = get_cancelled_exc_class()
+    cancellation: BaseException | None = None
     rest: BaseException | None = error
     if isinstance(error, cancelled):
-        rest = None
+        cancellation, rest = error, None
     elif isinstance(error, BaseExceptionGroup):
-        rest = error.split(cancelled)[1]
+        cancellation, rest = error.split(cancelled)
     leave_frames(error if rest is None else rest)
-    if rest is not error and home.cancelled():
+    if cancellation is not None and home.cancelled():
         return rest
-    if rest is not error:
+    if cancellation is not None:
         return substitute("the task awaited something that was cancelled, but was not cancelled itself", error)
     if isinstance(error, StopIteration | StopAsyncIteration):
         return substitute(f"the task raised {type(error).__name__}", error)

@@ -31,12 +31,30 @@ def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
     raise NotImplementedError
 
 
+class Waiters(list[Waiter]):
+    """Those who wait, and some who have done so."""
+
+    __slots__ = ("_most",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._most = 8
+
+    def append(self, waiter: Waiter) -> None:
+        if len(self) >= self._most:
+            self[:] = [other for other in self if not other.done()]
+            self._most = 2 * len(self) + 8
+        super().append(waiter)
+
+
 class Side:
     """What channels and their ends have in common."""
 
     _state: ChannelState[Any]
     # What operations go to: the state, or from this end's closing on something that refuses them.
     _open: ChannelState[Any]
+    # Those who wait on this end, for its closing; a channel as such ends their waiting all at once.
+    _waiters: Waiters | None = None
 
     def __init__(self, state: ChannelState[Any]) -> None:
         self._state = self._open = state
@@ -98,36 +116,33 @@ class Sending(Side, ObjectSendStream[T_contra]):
         state = self._open
         home = state.home
         receivers = state.receivers
-        if len(state.buffer) - state.reserved < state.room:
-            if next(home.turns, None) is not home.loop:
-                await self._send_later(item)
-                return
-            if receivers:
-                state.put(item)
-                return
-            state.buffer.append(item)
-            state.sent += 1
-            return
+        at_once = True
         # As `put` does, in line.
         if receivers:
-            if next(home.turns, None) is not home.loop:
-                await self._send_later(item)
+            if next(home.turns, None) is home.loop:
+                while receivers:
+                    receiver = receivers.popleft()[0]
+                    if not receiver.done():
+                        state.buffer.append(item)
+                        state.sent += 1
+                        state.reserved += 1
+                        receiver.set_result(None)
+                        return
+        elif len(state.buffer) - state.reserved < state.room:
+            if next(home.turns, None) is home.loop:
+                state.buffer.append(item)
+                state.sent += 1
                 return
-            while receivers:
-                receiver = receivers.popleft()[0]
-                if not receiver.done():
-                    state.buffer.append(item)
-                    state.sent += 1
-                    state.reserved += 1
-                    receiver.set_result(None)
-                    return
-        elif home.running() is not home.loop:
-            home = state.enter()
-        if state.special and state.put(item):
-            return
-        state.home = home
+        elif not state.special and home.running() is home.loop:
+            at_once = False
+        if at_once:
+            if await self._send_at_once(item):
+                return
+            home = state.home
         waiter = home.waiter()
         state.senders.append((waiter, self, item))
+        if self._waiters is not None:
+            self._waiters.append(waiter)
         if state.bridge is not None:
             state.bridge.sender_parked()
         try:
@@ -139,14 +154,18 @@ class Sending(Side, ObjectSendStream[T_contra]):
         if outcome is not None:
             raise state.error(outcome)
 
-    async def _send_later(self, item: T_contra) -> None:
-        """Send, when it must first be found out where, or it is time to yield."""
+    async def _send_at_once(self, item: T_contra) -> bool:
+        """Send without waiting if possible, when more has to be looked at than room and receivers, or it is time to
+        yield; False if it has to wait."""
         state = self._open
-        home = state.enter()
-        await state.spend(home)
-        self._open.enter()
-        if not state.put(item):
-            await self.send(item)
+        home = await state.arrive()
+        if state.can_put():
+            await state.spend(home)
+            self._open.enter()
+            if state.put(item):
+                return True
+        state.settle(home)
+        return False
 
     def send_nowait(self, item: T_contra) -> None:
         """Send one item if that needs no waiting.
@@ -187,18 +206,24 @@ class Sending(Side, ObjectSendStream[T_contra]):
             If the call is cancelled, a first part of the items, maybe none, was delivered. Pass a deque to know which.
         """
         state = self._open
-        home = state.enter()
         pending = items if isinstance(items, deque) else deque(items)
-        await state.spend(home)
-        home.charge(len(pending) - 1)
-        self._open.enter()
-        state.check_sending()
+        home = await state.arrive()
+        if not pending or state.can_put():
+            await state.spend(home)
         while True:
+            # This end may have been closed meanwhile.
+            self._open.enter()
+            state.check_sending()
+            count = len(pending)
             state.put_many(pending)
+            home.charge(count - len(pending))
             if not pending:
                 return
-            waiter = state.park(home)
+            state.settle(home)
+            waiter = home.waiter()
             state.senders.append((waiter, self, pending[0]))
+            if self._waiters is not None:
+                self._waiters.append(waiter)
             if state.bridge is not None:
                 state.bridge.sender_parked()
             try:
@@ -212,6 +237,8 @@ class Sending(Side, ObjectSendStream[T_contra]):
             if outcome is not None:
                 raise state.error(outcome)
             pending.popleft()
+            if not pending:
+                return
 
 
 class Receiving(Side, ObjectReceiveStream[T_co]):
@@ -240,36 +267,38 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         """
         state = self._open
         home = state.home
-        if len(state.buffer) > state.reserved:
-            if next(home.turns, None) is not home.loop:
-                return await self._receive_later()
-            item = state.buffer.popleft()
-            if state.senders:
-                state.refill()
-            return item
-        # As `take` does, in line.
         senders = state.senders
-        if senders:
-            if next(home.turns, None) is not home.loop:
-                return await self._receive_later()
-            while senders:
-                sender, _end, item = senders.popleft()
-                if not sender.done():
-                    if state.buffer:
-                        state.buffer.append(item)
-                        item = state.buffer.popleft()
-                    state.sent += 1
-                    sender.set_result(None)
-                    return item
-        elif home.running() is not home.loop:
-            home = state.enter()
-        if state.special:
-            if state.can_take():
-                return state.take()
-            state.check_receiving()
-        state.home = home
-        waiter = home.waiter()
-        state.receivers.append((state.place(waiter) if home.shuffles else waiter, self))
+        at_once = True
+        # As `take` does, in line.
+        if len(state.buffer) > state.reserved:
+            if next(home.turns, None) is home.loop:
+                item = state.buffer.popleft()
+                if senders:
+                    state.refill()
+                return item
+        elif senders:
+            if next(home.turns, None) is home.loop:
+                while senders:
+                    sender, _end, item = senders.popleft()
+                    if not sender.done():
+                        if state.buffer:
+                            state.buffer.append(item)
+                            item = state.buffer.popleft()
+                        state.sent += 1
+                        sender.set_result(None)
+                        return item
+        elif not state.special and home.running() is home.loop:
+            at_once = False
+        if at_once:
+            received = await self._receive_at_once()
+            if received is not NOTHING:
+                return cast("T_co", received)
+            home = state.home
+        waiter: Any = home.waiter()
+        place = state.place(waiter) if home.shuffles else waiter
+        state.receivers.append((place, self))
+        if self._waiters is not None:
+            self._waiters.append(place)
         try:
             outcome = await waiter
         except BaseException as exc:
@@ -280,15 +309,19 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         state.reserved -= 1
         return state.buffer.popleft()
 
-    async def _receive_later(self) -> T_co:
-        """Receive what is there, when it must first be found out where, or it is time to yield."""
+    async def _receive_at_once(self) -> T_co | Answer:
+        """Receive without waiting if possible, when more has to be looked at than items and senders, or it is time to
+        yield; `NOTHING` if it has to wait."""
         state = self._open
-        home = state.enter()
-        await state.spend(home)
-        self._open.enter()
-        if state.can_take():
-            return state.take()
-        return await self.receive()
+        home = await state.arrive()
+        if state.can_take() or state.over():
+            await state.spend(home)
+            self._open.enter()
+            if state.can_take():
+                return state.take()
+            state.check_receiving()
+        state.settle(home)
+        return NOTHING
 
     async def __anext__(self) -> T_co:
         # The quick path of `receive`, again: one more coroutine for each item would make iteration the slower way.
@@ -345,25 +378,29 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             with the next receivers.
         """
         check_count("max_items", max_items, 1)
-        if max_wait is not None and not max_wait >= 0:
-            msg = f"max_wait must be >= 0, got {max_wait}"
-            raise ValueError(msg)
+        if max_wait is not None:
+            check_seconds("max_wait", max_wait)
         state = self._open
-        home = state.enter()
-        await state.spend(home)
-        self._open.enter()
+        home = await state.arrive()
+        if state.can_take() or state.over():
+            await state.spend(home)
+            self._open.enter()
         batch = state.take_many(max_items)
         deadline = None
         while len(batch) < max_items:
             if not batch:
                 state.check_receiving()
-            elif max_wait is None or state.room < 0:
+            elif max_wait is None or state.closed or state.broken or self._open is not state:
+                # What it has is all that it gets.
                 break
             elif deadline is None:
                 deadline = home.time() + max_wait
-            waiter = state.park(home)
+            state.settle(home)
+            waiter = home.waiter()
             place = state.place(waiter)
             state.receivers.append((place, self, batch) if batch else (place, self))
+            if self._waiters is not None:
+                self._waiters.append(place)
             held = len(batch)
             state.held += held
             try:
@@ -376,17 +413,26 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             state.held -= held
             if outcome is None or type(outcome) is Delivery:
                 batch.append(state.redeem() if outcome is None else outcome.item)
-                batch += state.take_many(max_items - len(batch))
+                if self._open is state:
+                    batch += state.take_many(max_items - len(batch))
             elif outcome is TIMED_OUT:
                 state.receivers.leave()
                 break
             elif not batch:
                 raise state.error(outcome)
+            else:
+                break
         home.charge(len(batch) - 1)
         state.end_if_over()
         return batch
 
     # How `select` does it: see `Selectable` there.
+
+    def _ready(self, home: Home) -> bool:
+        state = self._open
+        if state.home is not home:
+            state.check()
+        return state.can_take() or state.over()
 
     def _attempt(self, home: Home | None) -> T_co | Answer:
         state = self._open
@@ -405,7 +451,10 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
     def _join(self, waiter: Waiter, home: Home) -> None:
         state = self._open
         state.home = home
-        state.receivers.append((state.place(waiter), self))
+        place = state.place(waiter)
+        state.receivers.append((place, self))
+        if self._waiters is not None:
+            self._waiters.append(place)
 
     def _leave(self) -> None:
         self._state.receivers.leave()
@@ -527,6 +576,12 @@ class Channel(Sending[T], Receiving[T]):
 class End(Side):
     """What the two kinds of ends have in common: each clone is closed for itself."""
 
+    _waiters: Waiters
+
+    def __init__(self, state: ChannelState[Any]) -> None:
+        super().__init__(state)
+        self._waiters = Waiters()
+
     def clone(self) -> Self:
         """Make another end of the same kind; the channel's side closes when its last end is closed.
 
@@ -572,7 +627,8 @@ class End(Side):
         self.close()
 
     def _warn_unclosed(self) -> None:
-        warnings.warn(f"Unclosed <{type(self).__name__} at {id(self):x}>", ResourceWarning, stacklevel=2, source=self)
+        message = f"Unclosed <{type(self).__name__} of {self._state} at {id(self):#x}>"
+        warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
 
 class SendChannel(End, Sending[T_contra]):
@@ -586,7 +642,7 @@ class SendChannel(End, Sending[T_contra]):
         self._state.open_senders += not self._state.closed
 
     def _close_side(self) -> None:
-        self._state.close_sender(self)
+        self._state.close_sender(self._waiters)
 
     def __del__(self) -> None:
         if self._open is self._state and not self._state.closed:
@@ -597,7 +653,7 @@ class ReceiveChannel(End, Receiving[T_co]):
     """The receiving end of a channel, Go's `<-chan`; takes the place of anyio's `MemoryObjectReceiveStream`.
 
     Close each clone, best with `with`: senders get BrokenResourceError when the last one is closed.
-    One that is forgotten open gives a ResourceWarning. What was not received stays in the channel for `Channel.drain`,
+    One that is forgotten open gives a ResourceWarning, unless the channel was closed and drained. What was not received stays in the channel for `Channel.drain`,
     and the log tells how much that is.
     """
 
@@ -605,8 +661,10 @@ class ReceiveChannel(End, Receiving[T_co]):
         self._state.open_receivers += 1
 
     def _close_side(self) -> None:
-        self._state.close_receiver(self)
+        self._state.close_receiver(self._waiters)
 
     def __del__(self) -> None:
-        if self._open is self._state:
+        state = self._state
+        # Where everything was sent and received, nobody misses anything.
+        if self._open is state and not state.broken and not (state.closed and not len(state.buffer)):
             self._warn_unclosed()

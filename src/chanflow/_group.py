@@ -283,6 +283,9 @@ class Result(Generic[T_co]):
 
     # How `select` does it: see `Selectable` there.
 
+    def _ready(self, home: Home) -> bool:
+        return self._as_channel()._ready(home)
+
     def _attempt(self, home: Home | None) -> T_co | Answer:
         item: Any = self._as_channel()._attempt(home)
         return item if item is NOTHING else self._received()

@@ -74,5 +74,6 @@ async def run_in_thread(
             raise failed
     finally:
         # An error must not refer to itself through its traceback, nor to whom `expired` tells.
-        del late, failed, expired
+        late.clear()
+        failed = expired = None
     return cast("T", value)

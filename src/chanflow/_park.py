@@ -113,7 +113,7 @@ class Home(ABC):
         self.waiter = waiter
         self.time = time
         self.thread = threading.get_ident()
-        self.renew(interval.operations - 1)
+        self.refresh()
 
     def ask(self, running: Callable[[], object]) -> None:
         """Find out in another way what runs in this thread."""
@@ -124,6 +124,11 @@ class Home(ABC):
         """Set how many operations may finish at once before one must yield to the event loop."""
         self._budget = repeat((), operations)
         self.turns = starmap(self.running, self._budget)
+
+    def refresh(self) -> None:
+        """Begin a new interval: the caller lets the event loop run now."""
+        # The last operation of an interval is the one that yields.
+        self.renew(interval.operations - 1)
 
     def charge(self, operations: int) -> None:
         """Take more operations from the budget, which may be more than are left."""
@@ -246,8 +251,7 @@ def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
     check_count("operations", operations, 1)
     interval.operations = operations
     for home in list(homes.values()):
-        # The last operation of an interval is the one that yields.
-        home.renew(operations - 1)
+        home.refresh()
 
 
 @types.coroutine
@@ -276,7 +280,7 @@ class AsyncioHome(Home):
         self._asyncio = asyncio
 
     async def checkpoint(self) -> None:
-        self.renew(interval.operations - 1)
+        self.refresh()
         await yield_once()
 
     async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
@@ -316,9 +320,9 @@ class AsyncioHome(Home):
 
     def serves_thread(self) -> bool:
         task = self._asyncio.current_task()
-        # anyio starts its tasks by a coroutine of its core, but for those that serve threads.
-        frame = getattr(task and task.get_coro(), "cr_frame", None)
-        return frame is not None and frame.f_globals.get("__name__") == "anyio._backends._asyncio"
+        # Nothing but the name of its coroutine tells such a task from others.
+        name: str = getattr(task and task.get_coro(), "__qualname__", "")
+        return name.startswith("AsyncIOBackend.run_async_from_thread.")
 
 
 def time_out(waiter: Waiter) -> None:
@@ -404,7 +408,7 @@ class TrioHome(Home):
         self._token = trio.lowlevel.current_trio_token()
 
     async def checkpoint(self) -> None:
-        self.renew(interval.operations - 1)
+        self.refresh()
         await self._trio.lowlevel.checkpoint()
 
     async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from inspect import isawaitable
 from random import Random
 
 from attrs import field, frozen
 
+from chanflow._attempt import is_async
 from chanflow._check import check_count, check_seconds, show
 
 __all__ = ["Retry", "judge"]
@@ -55,8 +57,8 @@ class Retry:
             msg = f"factor must be >= 1, got {self.factor}"
             raise ValueError(msg)
         kinds = self.on if isinstance(self.on, tuple) else (self.on,)
-        if not callable(self.on) and not all(isinstance(kind, type) for kind in kinds):
-            msg = f"on must be an error class, a tuple of them or a function, got {show(self.on)}"
+        if is_async(self.on) if callable(self.on) else not all(isinstance(kind, type) for kind in kinds):
+            msg = f"on must be an error class, a tuple of them or a function that is not async, got {show(self.on)}"
             raise TypeError(msg)
         if not 0 <= self.jitter <= 1:
             msg = f"jitter must be from 0 to 1, got {self.jitter}"
@@ -73,7 +75,14 @@ class Retry:
             return False
         if isinstance(self.on, type | tuple):
             return isinstance(error, self.on)
-        return self.on(error)
+        wanted: object = self.on(error)
+        if isawaitable(wanted):
+            if isinstance(wanted, Coroutine):
+                # Nobody is going to await it, and it would warn.
+                wanted.close()
+            msg = f"on returned {show(wanted)}, which nobody awaits; it must tell at once"
+            raise TypeError(msg)
+        return bool(wanted)
 
     def backoff(self, attempts: int) -> float:
         """Draw how many seconds to wait for the next attempt.

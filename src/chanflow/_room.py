@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
+
+from chanflow._park import Waiter
 
 __all__ = ["Outcome", "WaitingRoom"]
 
@@ -54,6 +56,13 @@ class WaitingRoom(deque[Entry]):
     def count_live(self) -> int:
         """Count those who wait."""
         return sum(not entry[0].done() for entry in self)
+
+    def dismiss_some(self, waiters: Iterable[Waiter], outcome: Outcome) -> None:
+        """End the waiting of some, which stay as dead entries: looking for them would take as long as for all."""
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(outcome)
+                self.leave()
 
     def dismiss(self, outcome: Outcome, which: Callable[[Entry], bool] | None = None) -> None:
         """End the waiting, for all or for some."""

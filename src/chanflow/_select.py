@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar, cast, overload
 
 from anyio import EndOfStream, WouldBlock
 
 from chanflow._channel import Channel, ReceiveChannel, SendChannel
+from chanflow._check import show
 from chanflow._park import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current_home, recent
 from chanflow._room import Outcome, WaitingRoom
 from chanflow._state import NOTHING, SENT, Answer, ChannelState
@@ -34,6 +35,10 @@ random: Callable[[], float] = Random().random  # noqa: S311 -- said above
 
 class Selectable(Protocol[T_co]):
     """What can be a case of `select`: `Channel`, `ReceiveChannel`, `Send`, `Result`, `after`, `ticker`."""
+
+    def _ready(self, home: Home, /) -> bool:
+        """Tell whether it can happen now, or fail."""
+        ...
 
     def _attempt(self, home: Home | None, /) -> T_co | Answer:
         """Make it happen if it can happen now, else give `NOTHING`; the home is the caller's, where it is known."""
@@ -97,6 +102,12 @@ class Send(Generic[T_contra]):
     def __repr__(self) -> str:
         return f"Send(channel={self.channel!r}, item={self.item!r})"
 
+    def _ready(self, home: Home) -> bool:
+        state = self.channel._open
+        if state.home is not home:
+            state.check()
+        return state.can_put()
+
     def _attempt(self, home: Home | None) -> Answer:
         state = self.channel._open
         if state.home is not home:
@@ -107,6 +118,8 @@ class Send(Generic[T_contra]):
         state: ChannelState[T_contra] = self.channel._open
         state.home = home
         state.senders.append((waiter, self.channel, self.item))
+        if self.channel._waiters is not None:
+            self.channel._waiters.append(waiter)
         if state.bridge is not None:
             state.bridge.sender_parked()
 
@@ -141,10 +154,17 @@ class Timer:
         self._home = home
         self._due = home.time() + seconds
 
-    def _attempt(self, _home: Home | None) -> float | Answer:
+    def _check_here(self) -> None:
         if not self._home.here():
             msg = f"{self!r} was made in another event loop"
             raise RuntimeError(msg)
+
+    def _ready(self, _home: Home) -> bool:
+        self._check_here()
+        return self._home.time() >= self._due
+
+    def _attempt(self, _home: Home | None) -> float | Answer:
+        self._check_here()
         now = self._home.time()
         return self._take(now) if now >= self._due else NOTHING
 
@@ -215,6 +235,9 @@ class Ticker(Timer):
     def __repr__(self) -> str:
         return f"<Ticker every {self._interval} s>"
 
+    def _ready(self, home: Home) -> bool:
+        return super()._ready(home) or self._closed
+
     def _attempt(self, home: Home | None) -> float | Answer:
         item = super()._attempt(home)
         if self._closed:
@@ -242,7 +265,13 @@ class Ticker(Timer):
         return True
 
     def close(self) -> None:
-        """Stop the ticker: iteration ends, and as a case it is ready with `closed`."""
+        """Stop the ticker: iteration ends, and as a case it is ready with `closed`.
+
+        Raises:
+            RuntimeError: called in another event loop or thread.
+        """
+        if not self._home.ended():
+            self._check_here()
         self._closed = True
         self._room.dismiss(EndOfStream)
 
@@ -314,7 +343,23 @@ def check_cases(cases: Cases) -> None:
             raise TypeError(msg)
 
 
-def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Case[Any] | None:
+Happened: TypeAlias = "Case[Any] | Answer"
+"""What happened in a select, or an answer with the error of a result."""
+
+
+def reveal(happened: Happened) -> Case[Any]:
+    """Give what happened, or raise the error of a result."""
+    if type(happened) is not Answer:
+        return cast("Case[Any]", happened)
+    assert happened.error is not None
+    try:
+        raise happened.error
+    finally:
+        # As said in `select`.
+        del happened
+
+
+def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Happened | None:
     """Let one of the cases happen if any can: the first in the order given, or in a random order, as in Go."""
     check_cases(cases)
     untried = list(range(len(cases)))
@@ -328,7 +373,7 @@ def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Case[Any] | N
     return None
 
 
-def carry_out(index: int, case: Any, operation: Callable[[Any], Any], argument: object) -> Case[Any] | None:
+def carry_out(index: int, case: Any, operation: Callable[[Any], Any], argument: object) -> Happened | None:
     """Attempt a case, or finish it, and tell what happened."""
     try:
         item = operation(argument)
@@ -337,7 +382,7 @@ def carry_out(index: int, case: Any, operation: Callable[[Any], Any], argument: 
     if type(item) is not Answer:
         return new_case((index, case, item, False))
     if item.error is not None:
-        raise item.error
+        return item
     return new_case((index, case.channel, None, False)) if item is SENT else None
 
 
@@ -394,58 +439,72 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         Go, runtime/select.go, selectgo.
     """
     home = recent.home
-    if next(home.turns, None) is not home.loop or (not home.shuffles and "trio" in sys.modules):
-        home = await arrive()
-    while True:
-        # Pass 1: look for a case that can happen now. An item in the channel that is tried first needs no closer look.
-        if cases and not priority:
-            index = int(random() * len(cases))
-            lucky: Any = cases[index]
-            if type(lucky) in RECEIVING:
-                state = lucky._open
-                if len(state.buffer) > state.reserved and (state.home is home or state.home is NOWHERE):
-                    item = state.buffer.popleft()
-                    if state.senders:
-                        state.refill()
-                    return new_case((index, lucky, item, False))
-        case = attempt(cases, home, priority=priority)
-        if case is not None:
-            return case
-        # Pass 2: wait for all of them.
-        waiter = home.waiter()
-        due = math.inf
-        for index, selectable in enumerate(cases):
-            if selectable is not None:
-                selectable._join(Ticket(waiter, index), home)
-                if isinstance(selectable, Timer):
-                    due = min(due, selectable._due)
-        try:
-            woken = await home.wait(waiter, None if due == math.inf else due)
-        except BaseException as exc:
-            taken = interrupt(cases, waiter, home, exc)
-            if taken is None:
-                raise
-            return taken
-        # Pass 3: leave those that didn't happen.
-        leave_losers(cases, woken)
-        if woken is not TIMED_OUT:
-            index, outcome = woken
-            winner: Any = cases[index]
-            return cast("Case[Any]", carry_out(index, winner, winner._redeem, outcome))
+    if home.running() is not home.loop or (not home.shuffles and "trio" in sys.modules):
+        home = arrive()
+    if next(home.turns, None) is None and any_ready(cases, home):
+        await home.checkpoint()
+    try:
+        while True:
+            # Pass 1: look for a case that can happen now. An item in the channel that is tried first needs no closer
+            # look.
+            if cases and not priority:
+                index = int(random() * len(cases))
+                lucky: Any = cases[index]
+                if type(lucky) in RECEIVING:
+                    state = lucky._open
+                    if len(state.buffer) > state.reserved and (state.home is home or state.home is NOWHERE):
+                        item = state.buffer.popleft()
+                        if state.senders:
+                            state.refill()
+                        return new_case((index, lucky, item, False))
+            happened = attempt(cases, home, priority=priority)
+            if happened is not None:
+                return reveal(happened)
+            # Pass 2: wait for all of them.
+            home.refresh()
+            waiter = home.waiter()
+            due = math.inf
+            for index, selectable in enumerate(cases):
+                if selectable is not None:
+                    selectable._join(Ticket(waiter, index), home)
+                    if isinstance(selectable, Timer):
+                        due = min(due, selectable._due)
+            try:
+                woken = await home.wait(waiter, None if due == math.inf else due)
+            except BaseException as exc:
+                happened = interrupt(cases, waiter, home, exc)
+                if happened is None:
+                    raise
+                return reveal(happened)
+            # Pass 3: leave those that didn't happen.
+            leave_losers(cases, woken)
+            if woken is not TIMED_OUT:
+                index, outcome = woken
+                winner: Any = cases[index]
+                return reveal(cast("Happened", carry_out(index, winner, winner._redeem, outcome)))
+    except BaseException:
+        # The error of a result must not refer to it through its traceback.
+        cases = ()
+        lucky = winner = selectable = happened = None
+        raise
 
 
-async def arrive() -> Home:
-    """Find the caller's home, and yield if it is time to."""
+def arrive() -> Home:
+    """Find the caller's home."""
     home = current_home()
     if home is None:
         msg = "select was used outside of asyncio and trio"
         raise RuntimeError(msg)
-    if next(home.turns, None) is None:
-        await home.checkpoint()
     return home
 
 
-def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Case[Any] | None:
+def any_ready(cases: Cases, home: Home) -> bool:
+    """Tell whether any of the cases can happen now, or fail."""
+    check_cases(cases)
+    return any(case is not None and case._ready(home) for case in cases)
+
+
+def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Happened | None:
     """Undo what an interrupted select waited for, or give what happened before and can't be undone."""
     if isinstance(exc, GeneratorExit) and home.ended():
         # As in `give_up`.
@@ -501,7 +560,13 @@ def select_nowait(*cases: Selectable[Any] | None, priority: bool = False) -> Cas
         RuntimeError: a channel belongs to another event loop.
         Exception: the case that happened is the `Result` of a task that failed; its error.
     """
-    case = attempt(cases, None, priority=priority)
-    if case is None:
-        raise WouldBlock
-    return case
+    try:
+        happened = attempt(cases, None, priority=priority)
+        if happened is None:
+            raise WouldBlock
+        return reveal(happened)
+    except BaseException:
+        # As in `select`.
+        cases = ()
+        happened = None
+        raise

@@ -35,7 +35,7 @@ from anyio import (
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from chanflow._check import check_count, show
-from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up, interval
+from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
 from chanflow._room import Outcome, WaitingRoom
 
 __all__ = [
@@ -290,7 +290,7 @@ class ChannelState(Generic[T]):
         self.special = overflow != "block"
 
     def __str__(self) -> str:
-        return f"channel {self.name!r}" if self.name is not None else f"channel at {id(self):#x}"
+        return f"channel {show(self.name)}" if self.name is not None else f"channel at {id(self):#x}"
 
     # Where it may be used from
 
@@ -334,8 +334,12 @@ class ChannelState(Generic[T]):
             raise RuntimeError(msg)
         return here
 
+    async def arrive(self) -> Home:
+        """Give the caller's home, for an operation that may wait; ends that are closed refuse."""
+        return self.enter()
+
     async def spend(self, home: Home) -> None:
-        """Take an operation from the budget; when it is used up, yield to the event loop first.
+        """Take an operation that can finish at once from the budget; when it is used up, yield first.
 
         Yielding comes before the operation: after it, a cancellation there would lose or double the item.
         """
@@ -344,17 +348,24 @@ class ChannelState(Generic[T]):
             self.home = home
             await home.checkpoint()
 
-    def park(self, home: Home) -> TaskWaiter:
-        """Make a waiter for the current task, which thereby yields to the event loop."""
+    def settle(self, home: Home) -> None:
+        """Take note that the caller is going to wait, which takes nothing from the budget."""
         self.home = home
-        home.renew(interval.operations - 1)
-        return home.waiter()
+        home.refresh()
 
     def place(self, waiter: Waiter) -> Waiter:
         """Give what stands for a receiver in its waiting room."""
         return Deliverer(self, waiter) if self.home.shuffles else waiter
 
     # Sending
+
+    def can_put(self) -> bool:
+        """Tell whether `put` would accept an item, drop it or refuse it at once."""
+        if self.receivers.any_live() or len(self.buffer) - self.reserved < self.room:
+            return True
+        if self.bridge is not None:
+            self.bridge.return_room()
+        return self.overflow != "block" or self.closed or self.broken or len(self.buffer) - self.reserved < self.room
 
     def put(self, item: T) -> bool:
         """Accept an item if there is room or a receiver for it, or a policy to drop one.
@@ -570,19 +581,19 @@ class ChannelState(Generic[T]):
 
     # Closing
 
-    def close_sender(self, end: object) -> None:
-        """Close one sending end."""
+    def close_sender(self, waiters: Iterable[Waiter]) -> None:
+        """Close one sending end, on which these wait."""
         if self.closed:
             return
-        self.senders.dismiss(ClosedResourceError, lambda entry: entry[1] is end)
+        self.senders.dismiss_some(waiters, ClosedResourceError)
         self.open_senders -= 1
         if not self.open_senders:
             self.close()
 
-    def close_receiver(self, end: object) -> None:
-        """Close one receiving end."""
+    def close_receiver(self, waiters: Iterable[Waiter]) -> None:
+        """Close one receiving end, on which these wait."""
         self.special = True
-        self.receivers.dismiss(ClosedResourceError, lambda entry: entry[1] is end)
+        self.receivers.dismiss_some(waiters, ClosedResourceError)
         self.open_receivers -= 1
         if not self.open_receivers:
             self.break_off()
@@ -673,6 +684,7 @@ class ClosedEnd:
     # Nothing is there, and nobody.
     buffer = receivers = senders = ()
     reserved = room = 0
+    special = True
 
     def __init__(self, state: ChannelState[Any]) -> None:
         self._state = state
@@ -683,3 +695,10 @@ class ClosedEnd:
         raise ClosedResourceError(msg)
 
     enter = check
+
+    async def arrive(self) -> NoReturn:
+        """Refuse, which takes from the budget as whatever finishes at once."""
+        home = current_home()
+        if home is not None:
+            await home.operate()
+        self.check()

@@ -15,8 +15,8 @@ from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from chanflow._park import Home, running_home
 from chanflow._check import check_count, check_seconds
+from chanflow._park import Home, running_home
 from chanflow._retry import Retry
 from chanflow._storage import StorageError
 from chanflow.bus import Bus, connect
