@@ -116,9 +116,19 @@ class Sending(Side, ObjectSendStream[T_contra]):
         state = self._open
         home = state.home
         receivers = state.receivers
-        at_once = True
-        # As `put` does, in line.
-        if receivers:
+        if len(state.buffer) - state.reserved < state.room:
+            if next(home.turns, None) is home.loop:
+                if receivers:
+                    state.put(item)
+                    return
+                state.buffer.append(item)
+                state.sent += 1
+                return
+            if await self._send_at_once(item):
+                return
+            home = state.home
+        elif receivers:
+            # As `put` does, in line: a tenth of the time of a rendezvous.
             if next(home.turns, None) is home.loop:
                 while receivers:
                     receiver = receivers.popleft()[0]
@@ -128,17 +138,14 @@ class Sending(Side, ObjectSendStream[T_contra]):
                         state.reserved += 1
                         receiver.set_result(None)
                         return
-        elif len(state.buffer) - state.reserved < state.room:
-            if next(home.turns, None) is home.loop:
-                state.buffer.append(item)
-                state.sent += 1
-                return
-        elif not state.special and home.running() is home.loop:
-            at_once = False
-        if at_once:
             if await self._send_at_once(item):
                 return
             home = state.home
+        elif state.special or home.running() is not home.loop:
+            if await self._send_at_once(item):
+                return
+            home = state.home
+        home.rest()
         waiter = home.waiter()
         state.senders.append((waiter, self, item))
         if self._waiters is not None:
@@ -268,15 +275,16 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         state = self._open
         home = state.home
         senders = state.senders
-        at_once = True
-        # As `take` does, in line.
+        received: T_co | Answer
         if len(state.buffer) > state.reserved:
             if next(home.turns, None) is home.loop:
                 item = state.buffer.popleft()
                 if senders:
                     state.refill()
                 return item
+            received = await self._receive_at_once()
         elif senders:
+            # As `take` does, in line: a tenth of the time of a rendezvous.
             if next(home.turns, None) is home.loop:
                 while senders:
                     sender, _end, item = senders.popleft()
@@ -287,13 +295,15 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
                         state.sent += 1
                         sender.set_result(None)
                         return item
-        elif not state.special and home.running() is home.loop:
-            at_once = False
-        if at_once:
             received = await self._receive_at_once()
-            if received is not NOTHING:
-                return cast("T_co", received)
-            home = state.home
+        elif state.special or home.running() is not home.loop:
+            received = await self._receive_at_once()
+        else:
+            received = NOTHING
+        if received is not NOTHING:
+            return cast("T_co", received)
+        home = state.home
+        home.rest()
         waiter: Any = home.waiter()
         place = state.place(waiter) if home.shuffles else waiter
         state.receivers.append((place, self))

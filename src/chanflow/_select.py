@@ -439,10 +439,8 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         Go, runtime/select.go, selectgo.
     """
     home = recent.home
-    if home.running() is not home.loop or (not home.shuffles and "trio" in sys.modules):
-        home = arrive()
-    if next(home.turns, None) is None and any_ready(cases, home):
-        await home.checkpoint()
+    if next(home.turns, None) is not home.loop or (not home.shuffles and "trio" in sys.modules):
+        home = await arrive(cases)
     try:
         while True:
             # Pass 1: look for a case that can happen now. An item in the channel that is tried first needs no closer
@@ -461,7 +459,7 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
             if happened is not None:
                 return reveal(happened)
             # Pass 2: wait for all of them.
-            home.refresh()
+            home.rest()
             waiter = home.waiter()
             due = math.inf
             for index, selectable in enumerate(cases):
@@ -489,19 +487,16 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
         raise
 
 
-def arrive() -> Home:
-    """Find the caller's home."""
+async def arrive(cases: Cases) -> Home:
+    """Find the caller's home, and yield if it is time to and a case can happen at once."""
     home = current_home()
     if home is None:
         msg = "select was used outside of asyncio and trio"
         raise RuntimeError(msg)
-    return home
-
-
-def any_ready(cases: Cases, home: Home) -> bool:
-    """Tell whether any of the cases can happen now, or fail."""
     check_cases(cases)
-    return any(case is not None and case._ready(home) for case in cases)
+    if not home.turns_left() and any(case is not None and case._ready(home) for case in cases):
+        await home.checkpoint()
+    return home
 
 
 def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Happened | None:

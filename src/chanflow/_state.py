@@ -351,7 +351,7 @@ class ChannelState(Generic[T]):
     def settle(self, home: Home) -> None:
         """Take note that the caller is going to wait, which takes nothing from the budget."""
         self.home = home
-        home.refresh()
+        home.rest()
 
     def place(self, waiter: Waiter) -> Waiter:
         """Give what stands for a receiver in its waiting room."""
