@@ -17,7 +17,7 @@ SOURCE = Path(chanflow.__file__).parent
 TIERS = [
     {"_check"},
     {"_park"},
-    {"_room", "_offload"},
+    {"_room", "_offload", "_ledger"},
     {"_state", "_signal"},
     {"_attempt"},
     {"_retry"},

@@ -21,7 +21,7 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock, to_thread
 from anyio.lowlevel import checkpoint
 
-from chanflow import Channel, Send, ThreadChannel, _threads, select, select_nowait
+from chanflow import Channel, Send, ThreadChannel, _ledger, _threads, select, select_nowait
 from chanflow._park import current_home
 from chanflow._state import ChannelState
 from chanflow._threads import Parked, Request
@@ -98,7 +98,7 @@ async def lend(channel: Channel[Any], handle: ThreadChannel[Any]) -> None:
     await Job(handle.send, "first")
     assert await channel.receive() == "first"
     handle._pump()
-    assert handle._credits == min(channel.capacity, sys.maxsize)
+    assert handle._ledger._credits == min(channel.capacity, sys.maxsize)
 
 
 async def reserve(channel: Channel[Any], handle: ThreadChannel[Any], *items: Any) -> None:
@@ -106,7 +106,7 @@ async def reserve(channel: Channel[Any], handle: ThreadChannel[Any], *items: Any
     for item in ("first", *items):
         channel.send_nowait(item)
     assert await Job(handle.receive) == "first"
-    assert handle._claims == len(items)
+    assert handle._ledger._claims == len(items)
 
 
 class Interruption:
@@ -410,13 +410,13 @@ async def test_reserved_items_need_no_loop() -> None:
 
 async def test_no_more_is_reserved_than_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is reserved for threads at a time is bounded."""
-    monkeypatch.setattr(_threads, "PREFETCH", 2)
+    monkeypatch.setattr(_ledger, "PREFETCH", 2)
     channel = Channel[Any](10)
     handle = channel.from_thread()
     for number in range(6):
         channel.send_nowait(number)
     assert await Job(handle.receive) == 0
-    assert handle._claims == 2
+    assert handle._ledger._claims == 2
     assert await Job(lambda: [handle.receive() for _ in range(5)]) == [1, 2, 3, 4, 5]
     assert at_rest(channel)
 
@@ -490,7 +490,7 @@ async def test_a_receiver_takes_reserved_items_back(take: Callable[[Channel[Any]
     handle = channel.from_thread()
     await reserve(channel, handle, 1)
     assert take(channel) == 1
-    assert handle._claims == 0
+    assert handle._ledger._claims == 0
     with pytest.raises(TimeoutError):
         await Job(handle.receive, timeout=0)
     assert at_rest(channel)
@@ -557,14 +557,14 @@ async def test_overfull_channel_keeps_its_capacity(monkeypatch: pytest.MonkeyPat
     interruption = Interruption(monkeypatch, served=True)
     job = await interruption.receive(channel, 1)
     handle._pump()
-    assert handle._credits == 1
+    assert handle._ledger._credits == 1
     Job(handle.send, 2).result()
     interruption.now.set()
     with pytest.raises(KeyboardInterrupt):
         job.result()
     # Both are on their way now, for room that is enough for one.
-    assert (list(handle._inbox), list(handle._returned)) == ([2], [1])
-    handle.return_room()
+    assert (list(handle._ledger._inbox), list(handle._ledger._returned)) == ([2], [1])
+    handle._ledger.recall_room()
     assert channel._state.room == 1
     assert channel.drain() == [1, 2]
     channel.send_nowait(3)
@@ -630,7 +630,7 @@ async def test_dropping_the_oldest_leaves_threads_what_they_were_promised() -> N
     # A request that was given up leaves all items reserved for the next.
     with pytest.raises(TimeoutError):
         Job(handle.receive, timeout=0).result()
-    await until(lambda: handle._claims == 2)
+    await until(lambda: handle._ledger._claims == 2)
     jobs: list[Job] = []
 
     def intrude() -> None:
@@ -1083,7 +1083,7 @@ async def test_an_interrupted_receive_gives_back_while_the_loop_is_scheduled(mon
     interruption.now.set()
     with pytest.raises(KeyboardInterrupt):
         job.result()
-    assert list(handle._returned) == [1]
+    assert list(handle._ledger._returned) == [1]
     handle._pump()
     assert channel.drain() == [1]
     assert at_rest(channel)
@@ -1651,9 +1651,9 @@ async def test_room_made_while_a_sender_parks_is_seen() -> None:
     handle = channel.from_thread()
     await reserve(channel, handle, 1, 2)
     assert Job(handle.receive).result() == 1
-    assert handle._taken == 1
+    assert handle._ledger._taken == 1
     handle.sender_parked()
-    await until(lambda: not handle._taken)
+    await until(lambda: not handle._ledger._taken)
     handle.sender_parked()
     assert not handle._scheduled
     assert channel.drain() == [2]

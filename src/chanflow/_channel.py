@@ -448,7 +448,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         state = self._open
         if state.home is not home:
             state.check()
-        if len(state.buffer) > state.reserved and state.bridge is None:
+        if len(state.buffer) > state.reserved and state.ledger is None:
             item = state.buffer.popleft()
             if state.senders:
                 state.refill()

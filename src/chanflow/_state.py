@@ -35,6 +35,7 @@ from anyio import (
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from chanflow._check import check_count, show
+from chanflow._ledger import Ledger
 from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
 from chanflow._room import Outcome, WaitingRoom
 
@@ -111,6 +112,7 @@ class Buffer(Protocol[T]):
 
     def append(self, item: T, /) -> None: ...
     def extend(self, items: Iterable[T], /) -> None: ...
+    def extendleft(self, items: Iterable[T], /) -> None: ...
     def popleft(self) -> T: ...
     def pop(self) -> T: ...
     def __len__(self) -> int: ...
@@ -130,6 +132,10 @@ class PublicBuffer(Generic[T]):
     def extend(self, items: Iterable[T]) -> None:
         for item in items:
             self.append(item)
+
+    def extendleft(self, items: Iterable[T]) -> None:
+        later = [self.popleft() for _ in range(len(self))]
+        self.extend([*reversed([*items]), *later])
 
     def pop(self) -> T:
         *others, item = [self.popleft() for _ in range(len(self))]
@@ -178,15 +184,7 @@ class Deliverer:
 
 
 class Bridge(Protocol):
-    """What a channel that threads use asks of their side."""
-
-    def return_room(self) -> None:
-        """Give the channel the room back that was lent to threads, and what they sent."""
-        ...
-
-    def return_items(self) -> None:
-        """Give the channel the items back that were reserved for threads, and what they sent."""
-        ...
+    """What a channel that threads use tells them."""
 
     def sender_parked(self) -> None:
         """Make sure that room which threads made is seen by a sender that has just come to wait."""
@@ -216,6 +214,8 @@ class ChannelState(Generic[T]):
         "dropped",
         "held",
         "home",
+        "ledger",
+        "limit",
         "name",
         "open_receivers",
         "open_senders",
@@ -234,6 +234,8 @@ class ChannelState(Generic[T]):
     name: str | None
     overflow: Overflow
     home: Home
+    limit: int
+    """The capacity as an int."""
     room: int
     """How many unreserved items may be in the buffer for one more to be let in."""
     reserved: int
@@ -247,6 +249,8 @@ class ChannelState(Generic[T]):
     open_receivers: int
     closed: bool
     broken: bool
+    ledger: Ledger[T] | None
+    """What threads have from this channel, once they use it; and how they are told of what happens."""
     bridge: Bridge | None
     special: bool
     """Whether a receiver has to look at more than items and senders: at threads, at closed ends, or at trio's order."""
@@ -268,8 +272,9 @@ class ChannelState(Generic[T]):
         self.name = name
         self.overflow = overflow
         self.home = NOWHERE
-        # The capacity, until a side closes or threads borrow from it.
-        self.room = sys.maxsize if capacity == math.inf else int(capacity)
+        self.limit = sys.maxsize if capacity == math.inf else int(capacity)
+        # The same, until a side closes or threads borrow from it.
+        self.room = self.limit
         self.reserved = 0
         # Items that batches have collected so far, and put back if they are cancelled.
         self.held = 0
@@ -286,6 +291,7 @@ class ChannelState(Generic[T]):
         self.open_receivers = 1
         self.closed = False
         self.broken = False
+        self.ledger = None
         self.bridge = None
         self.special = overflow != "block"
 
@@ -316,6 +322,7 @@ class ChannelState(Generic[T]):
         self.home = NOWHERE
         self.special = True
         bridge, self.bridge = self.bridge, None
+        self.ledger = None
         for room in (self.receivers, self.senders):
             room.forget(lambda entry: entry[1] is not bridge or bridge is None)
         self.reserved = 0
@@ -363,8 +370,8 @@ class ChannelState(Generic[T]):
         """Tell whether `put` would accept an item, drop it or refuse it at once."""
         if self.receivers.any_live() or len(self.buffer) - self.reserved < self.room:
             return True
-        if self.bridge is not None:
-            self.bridge.return_room()
+        if self.ledger is not None:
+            self.ledger.recall_room()
         return self.overflow != "block" or self.closed or self.broken or len(self.buffer) - self.reserved < self.room
 
     def put(self, item: T) -> bool:
@@ -396,15 +403,15 @@ class ChannelState(Generic[T]):
     def _make_room(self) -> bool:
         """Look for room where there seems to be none: with the threads, or by dropping the oldest item."""
         self.check_sending()
-        if self.bridge is not None:
-            self.bridge.return_room()
+        if self.ledger is not None:
+            self.ledger.recall_room()
             if len(self.buffer) - self.reserved < self.room:
                 return True
         if self.overflow != "drop_oldest":
             return False
-        if self.bridge is not None:
+        if self.ledger is not None:
             # What is reserved for threads is not to be dropped.
-            self.bridge.return_items()
+            self.ledger.recall_items()
         self.buffer.popleft()
         self.dropped += 1
         return True
@@ -454,9 +461,9 @@ class ChannelState(Generic[T]):
 
     def can_take(self) -> bool:
         """Tell whether there is an item for a newcomer: in the buffer, or with a parked sender."""
-        if self.bridge is not None:
+        if self.ledger is not None:
             # From here on no thread takes anything either.
-            self.bridge.return_items()
+            self.ledger.recall_items()
         return len(self.buffer) > self.reserved or self.senders.any_live()
 
     def take(self) -> T:
@@ -492,13 +499,22 @@ class ChannelState(Generic[T]):
         self.refill()
         return item
 
+    def set_room(self, lent: int) -> None:
+        """Let in as much as the capacity allows, less what is lent to threads."""
+        self.room = NO_ROOM if self.closed or self.broken else self.limit - lent
+
     def restore(self, items: list[T]) -> None:
         """Put items back that were taken before all that is in the buffer, and pass them on to the next receivers."""
         if self.home is not NOWHERE and self.home.ended():
             # The remains of a task are collected after its loop was closed, and with it all that waited there.
             self.evict()
-        later = [self.buffer.popleft() for _ in range(len(self.buffer))]
-        self.buffer.extend([*items, *later])
+        if self.ledger is not None:
+            self.ledger.recall_items()
+        self.put_back(items)
+
+    def put_back(self, items: list[T]) -> None:
+        """Do so while no thread may take anything."""
+        self.buffer.extendleft(reversed(items))
         self.reserved += len(items)
         self.release(len(items))
 
@@ -573,8 +589,8 @@ class ChannelState(Generic[T]):
 
     def drain(self) -> list[T]:
         """Take what is in the buffer and not reserved."""
-        if self.bridge is not None:
-            self.bridge.return_items()
+        if self.ledger is not None:
+            self.ledger.recall_items()
         items = [self.buffer.popleft() for _ in range(len(self.buffer) - self.reserved)]
         self.refill()
         return items
@@ -602,12 +618,12 @@ class ChannelState(Generic[T]):
         """Close for sending: what is in the channel can still be received."""
         if self.closed:
             return
-        if self.bridge is not None:
+        if self.ledger is not None:
             # What threads have sent before comes before the end.
-            self.bridge.return_room()
-            self.bridge.return_items()
+            self.ledger.recall_room()
+            self.ledger.recall_items()
         self.closed = self.special = True
-        self.room = NO_ROOM
+        self.set_room(0)
         self.open_senders = 0
         self._raw_send.close()
         self.senders.dismiss(ClosedResourceError)
@@ -621,11 +637,11 @@ class ChannelState(Generic[T]):
 
     def break_off(self) -> None:
         """Close for receiving: nobody is going to take what is in the channel."""
-        if self.bridge is not None:
-            self.bridge.return_room()
-            self.bridge.return_items()
+        if self.ledger is not None:
+            self.ledger.recall_room()
+            self.ledger.recall_items()
         self.broken = self.special = True
-        self.room = NO_ROOM
+        self.set_room(0)
         unread = len(self.buffer) - self.reserved
         if unread:
             import logging  # noqa: PLC0415 -- only who has something to say waits for it
@@ -647,8 +663,8 @@ class ChannelState(Generic[T]):
 
     def count_free(self) -> int:
         """Count the items that a newcomer may have from the buffer."""
-        if self.bridge is not None and self.home.here():
-            self.bridge.return_items()
+        if self.ledger is not None and self.home.here():
+            self.ledger.recall_items()
         # In another thread, what threads took may not be accounted for yet.
         return max(0, len(self.buffer) - self.reserved)
 

@@ -1,20 +1,15 @@
-"""Channels from threads.
+"""Channels from threads: who waits there, and how the event loop is woken to serve them, once for a batch.
 
-Only the event loop's own thread changes the state of a channel. Threads exchange items with it in batches, under
-a lock: what they send goes into an inbox, for which the channel has lent them room beforehand, and what they may
-receive is reserved for them in the buffer, from which they take it themselves. The loop is woken once for a batch,
-to pump. The loop's side takes back what was lent whenever it finds no room, or no item, for itself.
+What threads have from the channel meanwhile is kept in its ledger.
 """
 
-# Invariants, while the channel is open:
-# 1. Free items in the buffer + claims + inbox + credits <= capacity.
-# 2. The buffer holds an item for each claim, so that taking one in a thread can't fail.
-# 3. A thread that waits has a request in one of the two queues here, with a pump scheduled, or a place in a
-#    waiting room of the channel.
+# Invariant, while the channel is open: a thread that waits has a request in one of the two queues here, with a pump
+# scheduled, or a place in a waiting room of the channel.
 
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +21,8 @@ from weakref import WeakMethod
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
 import chanflow._channel
+from chanflow._check import check_seconds
+from chanflow._ledger import Ledger
 from chanflow._park import Home
 from chanflow._room import Outcome
 from chanflow._state import ChannelState
@@ -34,11 +31,23 @@ __all__ = ["ThreadChannel"]
 
 T = TypeVar("T")
 
-PREFETCH = 128
-"""How many items at most are reserved for threads that receive."""
 POLL = 1.0
 """How often, in seconds, a waiting thread looks whether a loop has ended that gave no notice of it."""
 PENDING: Any = object()
+
+
+class Process:
+    """Tells a process from those that it was forked from."""
+
+    forks = 0
+
+    @classmethod
+    def forked(cls) -> None:
+        cls.forks += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Process.forked)
 
 
 class LoopEndedError(BrokenResourceError):
@@ -48,10 +57,13 @@ class LoopEndedError(BrokenResourceError):
 class Request:
     """A thread that waits to send or to receive."""
 
-    __slots__ = ("_gate", "item", "outcome")
+    __slots__ = ("_gate", "deadline", "item", "looked", "outcome")
 
-    def __init__(self, item: Any = None) -> None:
+    def __init__(self, item: Any = None, deadline: float = math.inf) -> None:
         self.item = item
+        self.deadline = deadline
+        # Whether the event loop has seen it, and what there was for it.
+        self.looked = False
         # Pending, then None for success or the class of the error.
         self.outcome: Outcome = PENDING
         self._gate = threading.Lock()
@@ -96,17 +108,12 @@ class ThreadChannel(Generic[T]):
         state.special = True
         self._state = state
         self._home = home
-        # Reentrant, because finishing a request may happen inside and outside of a pump.
-        self._lock = threading.RLock()
-        self._inbox: deque[T] = deque()
-        self._credits = 0
-        self._claims = 0
-        # Claims that were used since the last pump.
-        self._taken = 0
+        self._ledger = Ledger(state)
+        state.ledger = self._ledger
+        # One for both, since the threads' own state changes together with what they have from the channel.
+        self._lock = self._ledger.lock
         # Requests in a waiting room that were given up.
         self._given_up = 0
-        # Items of receivers that were interrupted after they were served.
-        self._returned: deque[T] = deque()
         self._sending: deque[Request] = deque()
         self._receiving: deque[Request] = deque()
         self._scheduled = False
@@ -115,6 +122,7 @@ class ThreadChannel(Generic[T]):
         self._closing = False
         self._refusal: Outcome = None
         self._ended = False
+        self._forks = Process.forks
         end = WeakMethod(self.end)
         self._forget_end = home.on_end(lambda: (method := end()) and method())
         self._pump()
@@ -135,7 +143,8 @@ class ThreadChannel(Generic[T]):
         Raises:
             ClosedResourceError: the channel was closed, before or while waiting.
             BrokenResourceError: every receiver is closed, or the event loop has ended, before or while waiting.
-            RuntimeError: called in the event loop's own thread, which waiting would block.
+            RuntimeError: called in the event loop's own thread, which waiting would block; or in a process that was
+                forked from its own.
 
         Cancellation:
             A KeyboardInterrupt while waiting leaves open whether the item is delivered.
@@ -144,10 +153,7 @@ class ThreadChannel(Generic[T]):
         request = None
         with self._lock:
             self._check_open()
-            if self._credits and not self._sending:
-                self._credits -= 1
-                self._inbox.append(item)
-            else:
+            if self._sending or not self._ledger.send(item):
                 self._lending = True
                 request = Request(item)
                 self._sending.append(request)
@@ -161,7 +167,8 @@ class ThreadChannel(Generic[T]):
         """Receive the next item, waiting for one.
 
         Args:
-            timeout: how many seconds to wait, at least 0; None for no bound.
+            timeout: how many seconds to wait, at least 0; None for no bound. Even with 0, what is in the channel is
+                received, if the event loop answers within a second.
 
         Returns:
             The item that has been in the channel for the longest time.
@@ -172,24 +179,22 @@ class ThreadChannel(Generic[T]):
             ClosedResourceError: the receiving side of the channel is closed.
             BrokenResourceError: the event loop has ended, before or while waiting.
             ValueError: `timeout` is negative.
-            RuntimeError: called in the event loop's own thread, which waiting would block.
+            RuntimeError: called in the event loop's own thread, which waiting would block; or in a process that was
+                forked from its own.
 
         Cancellation:
             On a KeyboardInterrupt while waiting, it took nothing.
         """
-        if timeout is not None and not timeout >= 0:
-            msg = f"timeout must be >= 0, got {timeout}"
-            raise ValueError(msg)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         self._check_thread()
-        request = Request()
+        request = Request(deadline=math.inf if timeout is None else monotonic() + timeout)
         wake = False
         with self._lock:
-            if self._claims:
-                self._claims -= 1
-                self._taken += 1
-                request.item = self._state.buffer.popleft()
+            if self._ledger.can_take():
+                request.item = self._ledger.take()
                 request.finish(None)
-                if not self._claims or self._state.senders:
+                if not self._ledger.can_take() or self._state.senders:
                     wake = self._schedule()
             elif self._ended:
                 raise self._end_error()
@@ -202,7 +207,12 @@ class ThreadChannel(Generic[T]):
         return cast("T", request.item)
 
     def close(self) -> None:
-        """Close the channel for sending, after what was sent before; Go's `close`. Closing again does nothing."""
+        """Close the channel for sending, after what was sent before; Go's `close`. Closing again does nothing.
+
+        Raises:
+            RuntimeError: called in a process that was forked from its own.
+        """
+        self._check_process()
         with self._lock:
             self._closing = True
             self._refusal = self._refusal or ClosedResourceError
@@ -227,7 +237,13 @@ class ThreadChannel(Generic[T]):
     ) -> None:
         self.close()
 
+    def _check_process(self) -> None:
+        if self._forks != Process.forks:
+            msg = f"{self!r} was made before a fork: its event loop runs in the parent process only"
+            raise RuntimeError(msg)
+
     def _check_thread(self) -> None:
+        self._check_process()
         if self._home.thread == threading.get_ident() and not self._home.ended():
             msg = f"{self!r} would block the event loop of its own thread; use the channel itself there"
             raise RuntimeError(msg)
@@ -259,17 +275,23 @@ class ThreadChannel(Generic[T]):
 
     def _wait(self, request: Request, timeout: float | None, *, receiving: bool) -> None:
         """Wait until the loop has finished a request."""
-        deadline = math.inf if timeout is None else monotonic() + timeout
+        until, patience = request.deadline, monotonic() + POLL
         try:
-            while not request.wait(max(0, min(POLL, deadline - monotonic()))):
+            while not request.wait(max(0.0, min(POLL, until - monotonic()))):
+                now = monotonic()
                 if self._home.ended():
                     self._lost()
-                elif monotonic() >= deadline:
+                elif now < until:
+                    continue
+                elif request.looked or now >= patience:
                     self._give_up(request)
+                else:
+                    # The event loop has not even looked yet: it ends the request when it has.
+                    until = patience
         except BaseException:
             with self._lock:
                 if receiving and request.outcome is None:
-                    self._returned.append(request.item)
+                    self._ledger.give_back(request.item)
             self._give_up(request)
             raise
         if request.outcome is TimeoutError:
@@ -303,7 +325,7 @@ class ThreadChannel(Generic[T]):
             self._scheduled = False
             if self._ended:
                 return
-            self.return_room()
+            self._ledger.recall_room()
             for _ in range(self._given_up):
                 self._state.receivers.leave()
             self._given_up = 0
@@ -339,23 +361,19 @@ class ThreadChannel(Generic[T]):
                 request.finish(None)
             elif state.over():
                 request.finish(ClosedResourceError if state.broken else EndOfStream)
+            elif monotonic() >= request.deadline:
+                request.finish(TimeoutError)
             else:
+                request.looked = True
                 state.receivers.append((Parked(request, self._hand_over), self))
         if state.reserved:
             # Those who were woken for the first items come before.
             return
-        free = min(len(state.buffer), PREFETCH)
-        self._claims = free
-        state.reserved += free
-        if state.room >= 0:
-            state.room -= free
+        self._ledger.lend_items()
 
     def _lend(self) -> None:
-        state = self._state
-        room = state.room - len(state.buffer) + state.reserved
-        if self._lending and room > 0 and not state.senders.any_live():
-            self._credits = room
-            state.room -= room
+        if self._lending and not self._state.senders.any_live():
+            self._ledger.lend_room()
 
     def _finish(self, request: Request, outcome: Outcome) -> None:
         """Wake a thread that waited for room."""
@@ -373,36 +391,6 @@ class ThreadChannel(Generic[T]):
                 request.item = self._state.redeem_at_once()
             request.finish(outcome)
 
-    def _settle(self) -> None:
-        """Let in what threads have sent, and account for what they took."""
-        state = self._state
-        state.reserved -= self._taken
-        if state.room >= 0:
-            state.room += self._taken + len(self._inbox)
-        self._taken = 0
-        if self._returned:
-            state.restore(list(self._returned))
-            self._returned.clear()
-        state.accept(self._inbox)
-        state.refill()
-
-    def return_room(self) -> None:
-        """Give the channel the room back that was lent to threads, and what they sent."""
-        with self._lock:
-            self._settle()
-            if self._state.room >= 0:
-                self._state.room += self._credits
-            self._credits = 0
-
-    def return_items(self) -> None:
-        """Give the channel the items back that were reserved for threads, and what they sent."""
-        with self._lock:
-            self._settle()
-            if self._state.room >= 0:
-                self._state.room += self._claims
-            claims, self._claims = self._claims, 0
-            self._state.release(claims)
-
     def closed(self) -> None:
         """Tell the threads that one side of the channel was closed."""
         with self._lock:
@@ -411,7 +399,7 @@ class ThreadChannel(Generic[T]):
     def sender_parked(self) -> None:
         """Make sure that room which threads made is seen by a sender that has just come to wait."""
         with self._lock:
-            wake = bool(self._taken) and self._schedule()
+            wake = self._ledger.made_room and self._schedule()
         if wake:
             self._wake()
 
@@ -422,12 +410,12 @@ class ThreadChannel(Generic[T]):
             if self._ended:
                 return
             if state.bridge is self:
-                state.bridge = None
+                state.ledger = state.bridge = None
             else:
                 # Evicted: all reservations are forgotten already.
-                state.reserved = self._claims + self._taken
-            self.return_room()
-            self.return_items()
+                self._ledger.forget_reservations()
+            self._ledger.recall_room()
+            self._ledger.recall_items()
             self._ended = True
             for request in (*self._sending, *self._receiving):
                 request.finish(LoopEndedError)
