@@ -15,7 +15,7 @@ import pytest
 import trio
 from anyio import wait_all_tasks_blocked
 
-from chanflow import Channel, Group, set_checkpoint_interval
+from chanflow import Channel, Group, WorkerGroup, after, select, set_checkpoint_interval
 from chanflow._park import NOWHERE, current_home, reach_run
 from tests.conftest import at_rest
 
@@ -233,6 +233,59 @@ def test_trio_as_a_guest_of_asyncio() -> None:
         return outcome.unwrap()
 
     assert asyncio.run(asyncio_main()) == "TrioHome"
+
+
+def test_tasks_of_asyncio_beside_a_guest() -> None:
+    """Both run in one thread; each task is at home in its own loop, and refused in the other's channels."""
+    refused: list[str] = []
+
+    async def pass_on(channel: Channel[int], other: list[Channel[int]]) -> int:
+        async with Group() as group:
+            group.go(channel.send, 1)
+            received = await channel.receive()
+        case = await select(channel, after(0.01))
+        assert case.index == 1
+        async with WorkerGroup(anyio.sleep) as workers:
+            await workers.submit_nowait(0)
+        while not other:  # noqa: ASYNC110 -- the other loop can't tell this one
+            await anyio.sleep(0.01)
+        with pytest.raises(RuntimeError) as caught:
+            await other[0].send(1)
+        refused.append(str(caught.value))
+        return received
+
+    async def trio_main() -> int:
+        channel = Channel[int](name="trio's")
+        of_trio.append(channel)
+        received = await pass_on(channel, of_asyncio)
+        while len(refused) < 2:  # noqa: ASYNC110 -- as above
+            await anyio.sleep(0.01)
+        return received
+
+    async def asyncio_main() -> Any:
+        loop = asyncio.get_running_loop()
+        # One home is older than the guest, the other is not.
+        channel = Channel[int](name="asyncio's")
+        with anyio.move_on_after(0):
+            await channel.receive()
+        done: asyncio.Future[Any] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            trio_main,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=done.set_result,
+        )
+        await asyncio.sleep(0.01)
+        of_asyncio.append(channel)
+        received = await pass_on(channel, of_trio)
+        return received, (await done).unwrap()
+
+    of_asyncio: list[Channel[int]] = []
+    of_trio: list[Channel[int]] = []
+    assert asyncio.run(asyncio_main()) == (1, 1)
+    assert sorted(error.partition(";")[0] for error in refused) == [
+        """channel "asyncio's" belongs to another event loop""",
+        """channel "trio's" belongs to another event loop""",
+    ]
 
 
 def test_two_loops_in_turns() -> None:

@@ -7,7 +7,9 @@ import gc
 import math
 import signal
 import sys
+import os
 import threading
+import warnings
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -1673,3 +1675,83 @@ def test_a_loss_is_noticed_once(raw_loop: asyncio.AbstractEventLoop) -> None:
     handle._lost()
     with pytest.raises(BrokenResourceError, match=ENDED):
         Job(handle.receive).result()
+
+
+# What asks for what is long there, and what can't be served
+
+
+@pytest.mark.parametrize("timeout", [0, 0.001])
+async def test_regression_a_short_timeout_gets_what_is_there(timeout: float) -> None:
+    """The event loop has to look before it can tell that there is nothing."""
+    channel = Channel[int](10, "c")
+    handle = channel.from_thread()
+    await channel.send_many(range(10))
+
+    def poll() -> list[int]:
+        received = [handle.receive(timeout) for _ in range(10)]
+        with pytest.raises(TimeoutError, match=f"^nothing to receive from channel 'c' within {timeout} s$"):
+            handle.receive(timeout)
+        return received
+
+    assert await Job(poll) == list(range(10))
+    assert waiting(channel) == (0, 0)
+    assert at_rest(channel)
+
+
+async def test_regression_a_batch_is_cancelled_while_a_thread_takes() -> None:
+    """In the tick in which very many items come: all of them arrive, with the batch's own at first."""
+    channel = Channel[int](math.inf)
+    handle = channel.from_thread()
+    received: list[int] = []
+
+    async def collect() -> None:
+        with anyio.CancelScope() as scope:
+            scopes.append(scope)
+            await channel.receive_many(10**6, max_wait=1e6)
+
+    scopes: list[anyio.CancelScope] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(collect)
+        await anyio.wait_all_tasks_blocked()
+        channel.send_nowait(0)
+        await anyio.wait_all_tasks_blocked()
+        job = Job(lambda: received.extend(handle))
+        await until(lambda: len(channel._state.receivers) == 2)
+        await channel.send_many(range(1, 100_000))
+        scopes[0].cancel()
+    channel.close()
+    await job
+    assert sorted(received) == list(range(100_000))
+    assert at_rest(channel)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")
+@pytest.mark.parametrize("call", ["send", "receive", "next", "close"])
+async def test_regression_a_forked_process_is_refused(call: str) -> None:
+    """Nobody would ever serve it there."""
+    channel = Channel[int](1, "c")
+    handle = channel.from_thread()
+    calls: dict[str, Callable[[], object]] = {
+        "send": lambda: handle.send(1),
+        "receive": lambda: handle.receive(1),
+        "next": lambda: next(handle),
+        "close": handle.close,
+    }
+    with warnings.catch_warnings():
+        # Python warns of forks beside threads, which is what this is about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        status = 1
+        try:
+            calls[call]()
+        except RuntimeError as error:
+            message = (
+                "<ThreadChannel of channel 'c'> was made before a fork: its event loop runs in the parent process only"
+            )
+            status = 0 if str(error) == message else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    channel.send_nowait(1)
+    assert await Job(handle.receive) == 1

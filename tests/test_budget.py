@@ -1,0 +1,364 @@
+"""The shared budget: what finishes at once takes from it, and what has to wait parks at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_all_tasks_blocked
+
+from chanflow import Channel, Group, Send, WorkerGroup, after, select
+from chanflow._park import current_home
+from tests.virtual_time import VirtualTimeLoop
+
+pytestmark = pytest.mark.anyio
+
+Operation = Callable[[], Awaitable[object]]
+OPERATIONS = 1280
+
+
+def filled(capacity: float = 5, **options: Any) -> Channel[int]:
+    channel = Channel[int](capacity, **options)
+    for number in range(5 if capacity == math.inf else int(capacity)):
+        channel.send_nowait(number)
+    return channel
+
+
+def closed() -> Channel[int]:
+    channel = Channel[int](1)
+    channel.close()
+    return channel
+
+
+def broken() -> Channel[int]:
+    channel = Channel[int](1)
+    channel.receiver.close()
+    return channel
+
+
+def closed_sender() -> Any:
+    sender = Channel[int](1).sender
+    sender.close()
+    return sender
+
+
+def closed_receiver() -> Any:
+    receiver = Channel[int](1).receiver
+    receiver.close()
+    return receiver
+
+
+def of_threads() -> Channel[int]:
+    channel = filled(math.inf)
+    channel.from_thread()
+    return channel
+
+
+def cycle(channel: Channel[int]) -> Operation:
+    """Receive an item of a channel that never runs empty."""
+
+    async def receive() -> None:
+        channel.send_nowait(1)
+        await channel.receive()
+
+    return receive
+
+
+async def empty(channel: Channel[int]) -> None:
+    """Read a channel that is at its end."""
+    async for _ in channel:
+        raise AssertionError
+
+
+AT_ONCE: dict[str, Callable[[], Operation]] = {
+    "send": lambda: (lambda channel: lambda: channel.send(1))(Channel[int](math.inf)),
+    "send, newest dropped": lambda: (lambda channel: lambda: channel.send(1))(filled(overflow="drop_newest")),
+    "send, oldest dropped": lambda: (lambda channel: lambda: channel.send(1))(filled(overflow="drop_oldest")),
+    "send to a closed channel": lambda: (lambda channel: lambda: channel.send(1))(closed()),
+    "send to a broken channel": lambda: (lambda channel: lambda: channel.send(1))(broken()),
+    "send to a closed end": lambda: (lambda end: lambda: end.send(1))(closed_sender()),
+    "send beside threads": lambda: (lambda channel: lambda: channel.send(1))(of_threads()),
+    "send_many": lambda: (lambda channel: lambda: channel.send_many([1]))(Channel[int](math.inf)),
+    "send_many of nothing": lambda: (lambda channel: lambda: channel.send_many([]))(Channel[int](0)),
+    "send_many, dropped": lambda: (lambda channel: lambda: channel.send_many([1]))(filled(overflow="drop_newest")),
+    "send_many to a closed end": lambda: (lambda end: lambda: end.send_many([1]))(closed_sender()),
+    "receive": lambda: cycle(filled(math.inf)),
+    "receive beside threads": lambda: cycle(of_threads()),
+    "receive at the end": lambda: (lambda channel: lambda: channel.receive())(closed()),
+    "receive from a closed end": lambda: (lambda end: lambda: end.receive())(closed_receiver()),
+    "async for at the end": lambda: (lambda channel: lambda: empty(channel))(closed()),
+    "receive_many at the end": lambda: (lambda channel: lambda: channel.receive_many(5))(closed()),
+    "receive_many from a closed end": lambda: (lambda end: lambda: end.receive_many(5))(closed_receiver()),
+    "select at the end": lambda: (lambda channel: lambda: select(channel))(closed()),
+    "select, several": lambda: (lambda channel: lambda: select(channel, Channel[int](), priority=True))(closed()),
+    "select, sending": lambda: (lambda channel: lambda: select(Send(channel, 1)))(Channel[int](math.inf)),
+    "select, dropped": lambda: (lambda channel: lambda: select(Send(channel, 1)))(filled(overflow="drop_oldest")),
+    "select, a timer": lambda: lambda: select(after(0)),
+}
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+async def test_what_finishes_at_once_takes_from_the_budget(name: str) -> None:
+    """So each way of sending, receiving and selecting lets others run, every so often."""
+    operation = AT_ONCE[name]()
+    trips = 0
+
+    async def count() -> None:
+        nonlocal trips
+        while True:
+            await anyio.lowlevel.checkpoint()
+            trips += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        await anyio.lowlevel.checkpoint()
+        begun = trips
+        for _ in range(OPERATIONS):
+            try:
+                await operation()
+            except (ClosedResourceError, BrokenResourceError, EndOfStream):
+                """It finished, too."""
+        done = trips - begun
+        tasks.cancel_scope.cancel()
+    assert done >= OPERATIONS // 128 - 2
+    # Nor does it yield each time.
+    assert done <= OPERATIONS // 8
+
+
+async def test_regression_sending_into_a_full_channel_that_drops_can_be_cancelled() -> None:
+    """Its deadline comes."""
+    for overflow in "drop_oldest", "drop_newest":
+        channel = filled(overflow=overflow)
+        sent = 0
+        with anyio.move_on_after(0) as scope:
+            while sent < 100_000:
+                await channel.send(1)
+                sent += 1
+        assert scope.cancelled_caught
+        assert sent <= 128
+
+
+async def forget(case: Any) -> None:
+    """Leave dead entries in a waiting room, as a select that is cancelled does."""
+    for _ in range(3):
+        with anyio.move_on_after(0):
+            await select(case)
+
+
+async def waits(name: str) -> Any:
+    """Make an operation that has to wait."""
+    empty_channel, full = Channel[int](1), filled(1)
+    if "dead" in name:
+        await forget(empty_channel)
+        await forget(Send(full, 1))
+    if "threads" in name:
+        empty_channel.from_thread()
+        full.from_thread()
+        await wait_all_tasks_blocked()
+    if "(a closed end)" in name:
+        # As after the closing of one of several.
+        empty_channel._state.special = full._state.special = True
+    operations: dict[str, Callable[[], Any]] = {
+        "send": lambda: full.send(1),
+        "send_many": lambda: full.send_many([1, 2]),
+        "receive": lambda: empty_channel.receive(),
+        "receive_many": lambda: empty_channel.receive_many(5),
+        "receive_many, a while": lambda: empty_channel.receive_many(5, max_wait=1),
+        "async for": lambda: anext(empty_channel),
+        "select": lambda: select(empty_channel, Channel[int](), Send(full, 1)),
+        "select, a timer": lambda: select(empty_channel, after(10)),
+    }
+    return operations[name.partition(" (")[0]]()
+
+
+WAYS = [
+    "send",
+    "send_many",
+    "receive",
+    "receive_many",
+    "receive_many, a while",
+    "async for",
+    "select",
+    "select, a timer",
+]
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})])
+@pytest.mark.parametrize("beside", ["", " (dead ones)", " (threads)", " (a closed end)"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_waits_parks_at_once_and_takes_nothing(way: str, beside: str) -> None:
+    """Even with no budget left it makes no trip through the event loop first."""
+    home = current_home()
+    assert home is not None
+    for left in 0, 100:
+        operation = await waits(way + beside)
+        home.renew(left)
+        # A checkpoint would give None here, and a task that parks gives what it waits for.
+        parked = operation.send(None)
+        assert asyncio.isfuture(parked)
+        assert home.turns_left() >= left - (way.startswith("select") or "dead" in beside)
+        with pytest.raises(asyncio.CancelledError):
+            operation.throw(asyncio.CancelledError())
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})])
+async def test_results_and_submissions_park_at_once() -> None:
+    """As channels do."""
+    home = current_home()
+    assert home is not None
+
+    async def handle(_job: int) -> None:
+        await anyio.sleep(1000)
+
+    async with WorkerGroup(handle, workers=1, buffer=0) as workers, Group() as group:
+        waiting = [
+            group.go(anyio.sleep, 1000).__await__(),
+            group.go(anyio.sleep, 1000).receive(),
+            workers.submit_nowait(1).__await__(),
+            workers.submit(2),
+        ]
+        for operation in waiting:
+            home.renew(0)
+            assert asyncio.isfuture(operation.send(None))
+            with pytest.raises(asyncio.CancelledError):
+                operation.throw(asyncio.CancelledError())
+        group.cancel()
+        assert await workers.shutdown(0) == [1]
+
+
+# Ends that are closed meanwhile
+
+
+async def test_regression_a_batch_takes_nothing_more_through_an_end_that_was_closed() -> None:
+    """It returns what it has; the next call raises."""
+    channel = Channel[int](10)
+    receiver = channel.receiver.clone()
+    batches: list[list[int]] = []
+
+    async def collect() -> None:
+        batches.append(await receiver.receive_many(10, max_wait=100))
+        with pytest.raises(ClosedResourceError):
+            await receiver.receive_many(10, max_wait=100)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(collect)
+        await wait_all_tasks_blocked()
+        channel.send_nowait(1)
+        await wait_all_tasks_blocked()
+        receiver.close()
+        await wait_all_tasks_blocked()
+        assert batches == [[1]]
+        channel.send_nowait(2)
+    assert channel.drain() == [2]
+    channel.receiver.close()
+
+
+async def test_the_same_in_the_tick_in_which_it_was_handed_an_item() -> None:
+    """That item is its own, and nothing else."""
+    channel = Channel[int](10)
+    receiver = channel.receiver.clone()
+    batches: list[list[int]] = []
+
+    async def collect() -> None:
+        batches.append(await receiver.receive_many(10, max_wait=100))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(collect)
+        await wait_all_tasks_blocked()
+        channel.send_nowait(1)
+        channel.send_nowait(2)
+        receiver.close()
+    assert batches == [[1]]
+    assert channel.drain() == [2]
+    channel.receiver.close()
+
+
+async def test_send_many_sends_nothing_more_through_an_end_that_was_closed() -> None:
+    """In the tick in which an item of it was taken."""
+    channel = Channel[int](1)
+    sender = channel.sender.clone()
+    left: list[list[int]] = []
+
+    async def send() -> None:
+        items = deque([1, 2, 3, 4])
+        with pytest.raises(ClosedResourceError):
+            await sender.send_many(items)
+        left.append(list(items))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(send)
+        await wait_all_tasks_blocked()
+        assert channel.receive_nowait() == 1
+        assert channel.receive_nowait() == 2
+        sender.close()
+    assert left == [[3, 4]]
+    channel.sender.close()
+
+
+class Counted:
+    """A waiter that counts how often it is looked at."""
+
+    looks = 0
+
+    def __init__(self) -> None:
+        self.over = False
+
+    def done(self) -> bool:
+        Counted.looks += 1
+        return self.over
+
+    def set_result(self, _outcome: object) -> None:
+        self.over = True
+
+
+@pytest.mark.parametrize("side", ["sender", "receiver"])
+def test_regression_closing_many_ends_looks_at_each_waiter_a_few_times(side: str) -> None:
+    """Not at all of them for each end."""
+    channel = Channel[int]()
+    first = getattr(channel, side)
+    ends = [first.clone() for _ in range(1000)]
+    Counted.looks = 0
+    for end in ends:
+        waiter = Counted()
+        end._waiters.append(waiter)
+        room = channel._state.senders if side == "sender" else channel._state.receivers
+        room.append((waiter, end, 1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] # what a sender's has
+    for end in ends:
+        end.close()
+    assert Counted.looks <= 10_000
+    first.close()
+
+
+async def test_an_end_forgets_those_who_waited() -> None:
+    """A long life of waiting takes no memory."""
+    channel = Channel[int]()
+    with channel.receiver as receiver:
+        for number in range(100):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(receiver.receive)
+                await wait_all_tasks_blocked()
+                channel.send_nowait(number)
+        assert len(receiver._waiters) <= 20
+
+
+@pytest.mark.parametrize("drained", [True, False])
+async def test_a_forgotten_receiver_of_a_drained_channel_warns_of_nothing(*, drained: bool) -> None:
+    """Everything was received, so that nobody misses anything."""
+    channel = Channel[int](5, "orders")
+    channel.send_nowait(1)
+    receiver: Any = channel.receiver.clone()
+    channel.close()
+    if drained:
+        assert await receiver.receive() == 1
+        receiver = None
+    else:
+        with pytest.warns(ResourceWarning, match=r"^Unclosed <ReceiveChannel of channel 'orders' at 0x"):
+            receiver = None
+        channel.drain()
+    assert receiver is None
