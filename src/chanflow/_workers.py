@@ -16,7 +16,7 @@ from functools import partial
 from inspect import isawaitable
 from reprlib import repr as shorten
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Self, TypeVar, cast, overload
 from weakref import WeakSet
 
 import anyio
@@ -138,9 +138,34 @@ class WorkerGroup(Generic[Job, R]):
         Go's worker pool; sourcegraph/conc, alitto/pond (groups and pools with results).
     """
 
+    # An async function first: to the checkers, it is a function that returns a coroutine, too.
+    @overload
     def __init__(
         self,
-        handler: Callable[[Job], Awaitable[R]] | Callable[[Job], R],
+        handler: Callable[[Job], Awaitable[R]],
+        *,
+        workers: int = ...,
+        buffer: float = ...,
+        retry: Retry | None = ...,
+        timeout: float | None = ...,
+        dead_letters: Channel[DeadLetter[Job]] | SendChannel[DeadLetter[Job]] | None = ...,
+        offload: None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        handler: Callable[[Job], R],
+        *,
+        workers: int = ...,
+        buffer: float = ...,
+        retry: Retry | None = ...,
+        timeout: float | None = ...,
+        dead_letters: Channel[DeadLetter[Job]] | SendChannel[DeadLetter[Job]] | None = ...,
+        offload: Offload | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        handler: Callable[[Job], Any],
         *,
         workers: int = 10,
         buffer: float = 100,
