@@ -6,9 +6,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from functools import partial
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
-from chanflow import Channel, DeadLetter, Result, Retry, SendChannel, WorkerGroup
+from chanflow import (
+    Case,
+    Channel,
+    DeadLetter,
+    ReceiveChannel,
+    Result,
+    Retry,
+    Send,
+    SendChannel,
+    Ticker,
+    WorkerGroup,
+    after,
+    select,
+    select_nowait,
+)
 
 # Worker groups: the job and the result come from the handler, whatever kind of callable it is.
 
@@ -112,3 +126,94 @@ async def jobs(dead: Channel[DeadLetter[int]]) -> None:
         async for letter in dead:
             assert_type(letter.job, int)
         assert_type(await workers.shutdown(1.0), list[int])
+
+
+# Select: the index tells the type of the item, which is None when the channel is closed.
+
+
+async def narrowing_by_index(numbers: Channel[int], words: ReceiveChannel[str], result: Result[bytes]) -> None:
+    case = await select(numbers, words, result)
+    if case.index == 0:
+        assert_type(case, Case[int, Literal[0]])
+        assert_type(case.item, int | None)
+    elif case.index == 1:
+        assert_type(case.item, str | None)
+    else:
+        assert_type(case.index, Literal[2])
+        assert_type(case.item, bytes | None)
+
+
+async def narrowing_to_an_item(numbers: Channel[int], words: Channel[str]) -> None:
+    case = await select(numbers, words)
+    if case.index == 0 and case.item is not None:
+        assert_type(case.item + 1, int)
+    elif case.index == 1 and case.item is not None:
+        assert_type(case.item.upper(), str)
+    else:
+        assert_type(case.closed, bool)
+    if case.closed:
+        return
+    if case.index == 0:
+        assert case.item is not None
+        assert_type(case.item, int)
+
+
+async def every_kind_of_case(out: SendChannel[str], tick: Ticker, done: Channel[None], *, quiet: bool) -> None:
+    case = await select(Send(out, "a"), None if quiet else tick, after(1.0), done, None, priority=True)
+    if case.index == 0:
+        assert_type(case.item, None)
+    elif case.index == 1 or case.index == 2:  # noqa: PLR1714 -- mypy narrows by comparisons only
+        assert_type(case.item, float | None)
+    else:
+        assert_type(case.item, None)
+
+
+def six_cases(a: Channel[int], b: Channel[str], c: Channel[bytes]) -> None:
+    case = select_nowait(a, b, c, a, b, c)
+    if case.index == 5:
+        assert_type(case.item, bytes | None)
+    elif case.index == 4:
+        assert_type(case.item, str | None)
+    elif case.index == 3:
+        assert_type(case.item, int | None)
+    elif case.index == 2:
+        assert_type(case.item, bytes | None)
+    elif case.index == 1:
+        assert_type(case.item, str | None)
+    else:
+        assert_type(case, Case[int, Literal[0]])
+
+
+def any_number_of_cases(inputs: list[Channel[int]], cases: list[Channel[int] | Send[int] | None]) -> None:
+    case = select_nowait(*inputs)
+    assert_type(case, Case[int])
+    assert_type(case.index, int)
+    if case.index == 0:
+        assert_type(case.item, int | None)
+    assert_type(select_nowait(inputs[0], *inputs), Case[int])
+    assert_type(select_nowait(*cases).item, int | None)
+
+
+async def annotated_cases(numbers: Channel[int], words: Channel[str]) -> None:
+    def length(case: Case[str]) -> int:
+        return 0 if case.item is None else len(case.item)
+
+    def show(case: Case[int | str]) -> str:
+        return str(case.item)
+
+    length(await select(words))
+    length(await select(words, words))
+    case = await select(numbers, words)
+    show(case)
+    length(case)  # type: ignore[arg-type]
+    if case.index == 1:
+        length(case)
+    seen: list[Case[int | str]] = [case, await select(numbers), select_nowait(words)]
+    show(seen[0])
+
+
+def mistaken_cases(numbers: Channel[int], text: str) -> None:
+    case = select_nowait(numbers, Send(numbers, 1))
+    if case.index == 0:
+        case.item + 1  # type: ignore[operator] # it may be None
+    select_nowait(numbers, text)  # type: ignore[call-overload]
