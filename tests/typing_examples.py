@@ -12,6 +12,7 @@ from chanflow import (
     Case,
     Channel,
     DeadLetter,
+    Group,
     ReceiveChannel,
     Result,
     Retry,
@@ -23,6 +24,8 @@ from chanflow import (
     select,
     select_nowait,
 )
+from chanflow.bus import Bus, Message
+from chanflow.tasks import Progress, ProgressReport, TaskService
 
 # Worker groups: the job and the result come from the handler, whatever kind of callable it is.
 
@@ -126,6 +129,57 @@ async def jobs(dead: Channel[DeadLetter[int]]) -> None:
         async for letter in dead:
             assert_type(letter.job, int)
         assert_type(await workers.shutdown(1.0), list[int])
+
+
+# Groups, tasks and messages: the result is that of the function.
+
+
+async def groups(page: int) -> None:
+    async with Group(limit=2) as group:
+        result = group.go(render, page)
+        assert_type(result, Result[str])
+        assert_type(await result, str)
+        assert_type(group.go(partial(render_with, title="a"), page), Result[str])
+        assert_type(group.go(Renderer(), page), Result[str])
+        group.go(render, "1")  # type: ignore[arg-type]
+        group.go(render)  # type: ignore[arg-type]
+        group.go(render_in_thread, page)  # type: ignore[arg-type]
+
+
+async def tasks(service: TaskService) -> None:
+    @service.task
+    async def report(customer: int, progress: Progress) -> dict[str, int]:
+        await progress.update(1, 2)
+        return {"customer": customer}
+
+    @service.task(retry=Retry(3), timeout=1.0)
+    def price(item: str) -> int:
+        return len(item)
+
+    assert_type(price("a"), int)
+    price(1)  # type: ignore[arg-type]
+    assert_type(await service.submit(report, customer=42), str)
+    assert_type(await report(42, Progress(service_report)), dict[str, int])
+
+
+async def service_report(report: ProgressReport) -> None:
+    assert report
+
+
+async def messages(bus: Bus) -> None:
+    async def handle(message: Message) -> None:
+        assert_type(message.body, bytes)
+
+    def handle_in_thread(message: Message) -> str:
+        return message.id
+
+    def mistaken(message: str) -> None:
+        assert message
+
+    await bus.consume("orders", handle, group="billing")
+    await bus.consume("orders", handle_in_thread, group="billing", workers=3)
+    await bus.consume("orders", partial(handle), group="billing")
+    await bus.consume("orders", mistaken, group="billing")  # type: ignore[arg-type]
 
 
 # Select: the index tells the type of the item, which is None when the channel is closed.
