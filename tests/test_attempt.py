@@ -30,7 +30,7 @@ async def test_something_else_that_can_be_awaited() -> None:
             seen.set("awaitable")
             return (yield "waiting")
 
-    driven = drive(Awaitable(), copy_context())
+    driven: Any = drive(Awaitable(), copy_context())
     assert driven.send(None) == "waiting"
     with pytest.raises(StopIteration) as end:
         driven.send("value")

@@ -202,12 +202,14 @@ class ChannelMachine(RuleBasedStateMachine):
             if later:
                 # Others come first, and clear the dead entry away or not.
                 room.any_live()
+        # Nobody awaits it here.
+        as_parked: Any = waiter
         if kind == "send":
-            assert self.state.leave_senders(waiter, NOWHERE, Exception()) == (waiter.outcome is None)
+            assert self.state.leave_senders(as_parked, NOWHERE, Exception()) == (waiter.outcome is None)
         else:
             if waiter.outcome is None:
                 self.model.release(waiter)
-            self.state.leave_receivers(waiter, NOWHERE, Exception())
+            self.state.leave_receivers(as_parked, NOWHERE, Exception())
 
     @rule()
     def drain(self) -> None:

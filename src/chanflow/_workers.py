@@ -120,7 +120,8 @@ class WorkerGroup(Generic[Job, R]):
     it by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
 
     Args:
-        handler: called with each job. An async function runs in the event loop; a sync one in a thread.
+        handler: called with each job. An async function runs in the event loop; a sync one in a thread. Type checkers
+            infer job and result from it; for a lambda, say them: `WorkerGroup[int, str](lambda page: ...)`.
         workers: how many handlers may run at the same time, at least 1; 10 by default.
         buffer: how many jobs may wait for a worker before submitting waits, at least 0; `math.inf` for no bound.
             100 by default.
