@@ -55,7 +55,7 @@ nitpick_ignore_regex = [
     # Protocols and bases that are written out where they are used.
     (r"py:class", r"chanflow\._.*"),
     # Type variables.
-    (r"py:(class|obj)", r"(.*\.)?(T|T_co|T_contra|T\d|Ts|P|R|Job)"),
+    (r"py:(class|obj)", r"(.*\.)?(T|T_co|I_co|T_contra|T\d|Ts|P|R|Job)"),
 ]
 
 

@@ -318,10 +318,8 @@ def opens(kind: Any) -> Callable[..., Bus]:
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, set[str]]:
     """Give the tests that each broken backend fails."""
-    return {
-        kind.__name__: {name for name in VIRTUAL if not conforms(name, opens(kind))}
-        for kind in [MemoryBackend, *BROKEN]
-    }
+    kinds: list[type[MemoryBackend]] = [MemoryBackend, *BROKEN]
+    return {kind.__name__: {name for name in VIRTUAL if not conforms(name, opens(kind))} for kind in kinds}
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)

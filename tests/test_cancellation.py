@@ -10,7 +10,7 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -172,7 +172,7 @@ async def perform(steps: list[tuple[str, int]], capacity: float, starter: type[S
     assert at_rest(channel)
 
 
-def run_on(kind: str, program: Callable[..., Awaitable[Any]], *args: Any) -> None:
+def run_on(kind: str, program: Any, *args: Any) -> None:
     starter = Native if kind == "native" else Scopes
     if kind == "trio":
         options: dict[str, Any] = {"clock": trio.testing.MockClock(autojump_threshold=0)}

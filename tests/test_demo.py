@@ -54,10 +54,12 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def demo(*args: object, **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
+def demo(*args: str | os.PathLike[str], **kwargs: Any) -> subprocess.CompletedProcess[bytes]:
     """Run `chanflow demo`."""
     kwargs = {"capture_output": True, "timeout": PATIENCE} | kwargs
-    return subprocess.run([*COMMAND, "demo", *map(os.fspath, args)], check=False, **kwargs)
+    command = [*COMMAND, "demo", *(os.fspath(argument) for argument in args)]
+    completed: Any = subprocess.run(command, check=False, **kwargs)
+    return completed
 
 
 def expected(root: Path) -> dict[bytes, str]:
@@ -70,7 +72,9 @@ def digests(output: bytes) -> dict[bytes, str]:
     """Read lines as `sha256sum --check` does."""
     found = {}
     for line in output.split(b"\n")[:-1]:
-        escaped, digest, name = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.*)", line).groups()
+        match = re.fullmatch(rb"(\\?)([0-9a-f]{64})  (.*)", line)
+        assert match
+        escaped, digest, name = match.groups()
         if escaped:
             name = re.sub(rb"\\(.)", lambda match: {b"n": b"\n", b"r": b"\r"}.get(match[1], match[1]), name)
         found[name] = digest.decode()
@@ -238,10 +242,12 @@ def start() -> Iterator[Any]:
     """Start `chanflow demo`, and see to it that it ends."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def start(*args: object, **kwargs: Any) -> subprocess.Popen[bytes]:
+    def start(*args: str | os.PathLike[str], **kwargs: Any) -> subprocess.Popen[bytes]:
         kwargs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | kwargs
-        processes.append(subprocess.Popen([*COMMAND, "demo", *map(os.fspath, args)], **kwargs))
-        return processes[-1]
+        command = [*COMMAND, "demo", *(os.fspath(argument) for argument in args)]
+        process: Any = subprocess.Popen(command, **kwargs)
+        processes.append(process)
+        return process
 
     yield start
     for process in processes:

@@ -23,7 +23,7 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock, wait_all_tasks_blocked
 from anyio.abc import TaskGroup
 
-from chanflow import Channel, ReceiveChannel, Send, SendChannel, after, select, select_nowait
+from chanflow import Case, Channel, ReceiveChannel, Send, SendChannel, after, select, select_nowait
 from chanflow import _select as select_module
 from tests.conftest import at_rest
 
@@ -745,7 +745,7 @@ async def test_self_select(chan_cap: int) -> None:
     async def run(me: int) -> None:
         for turn in range(1_000):
             if me == 0 or turn % 2 == 0:
-                case = await select(Send(channel, me), channel)
+                case: Case[int | None] = await select(Send(channel, me), channel)
             else:
                 case = await select(channel, Send(channel, me))
             own.extend([me] * (case.item == me))
@@ -784,7 +784,8 @@ async def test_select_fairness(monkeypatch: pytest.MonkeyPatch) -> None:
             counts[await out.receive()] += 1
         await done.send(None)
     assert abs(counts[1] - counts[2]) < 2 * 10 * math.sqrt(trials * 0.25)
-    assert all(map(at_rest, [one, two, three, four, out, done]))
+    channels: list[Channel[Any]] = [one, two, three, four, out, done]
+    assert all(map(at_rest, channels))
 
 
 async def test_select_stress() -> None:
@@ -816,6 +817,7 @@ async def test_select_stress() -> None:
             cases = [channel if number else None for channel, number in zip(channels, left, strict=True)]
             case = await select(*cases)
             left[case.index] -= 1
+            assert case.item is not None
             got[case.index].append(case.item)
 
     async with anyio.create_task_group() as tasks:
@@ -942,14 +944,15 @@ async def test_nil_channel_in_a_merge() -> None:
         for number in range(int(channel.capacity)):
             channel.send_nowait(number)
         channel.close()
-    got = []
+    got: list[int | None] = []
     while any(channel is not None for channel in inputs):
         case = await select(*inputs)
         if case.closed:
             inputs[case.index] = None
         else:
             got.append(case.item)
-    assert sorted(got) == [0, 0, 0, 1, 1, 2]
+    assert sorted(number for number in got if number is not None) == [0, 0, 0, 1, 1, 2]
+    assert len(got) == 6
     assert await blocks(lambda: select(*inputs))
     assert all(map(at_rest, channels))
 

@@ -377,7 +377,7 @@ async def test_what_returns_an_awaitable_is_no_sync_handler() -> None:
             yield
 
     value = Awaitable()
-    async with WorkerGroup(lambda _: value) as workers:
+    async with WorkerGroup[Any, Any](lambda _: value) as workers:
         message = f"the handler returned {value!r}, which nobody awaits; make it an async function"
         with pytest.raises(TypeError, match=whole(message)):
             await workers.submit_nowait(1)
@@ -390,7 +390,7 @@ async def test_regression_a_lambda_that_returns_a_coroutine_warns_of_nothing(bac
     async def handle(job: int) -> int:
         return job
 
-    async with WorkerGroup(lambda job: handle(job)) as workers:  # noqa: PLW0108 -- the mistake that is tried
+    async with WorkerGroup[int, Any](lambda job: handle(job)) as workers:  # noqa: PLW0108 -- the mistake that is tried
         result = workers.submit_nowait(1)
         with pytest.raises(TypeError) as caught:
             await result
@@ -490,6 +490,6 @@ async def test_a_thread_sees_the_context_of_its_worker() -> None:
     """As `anyio.to_thread` does it."""
     variable: ContextVar[str] = ContextVar("variable", default="none")
     variable.set("here")
-    async with WorkerGroup(lambda _: variable.get()) as workers:
+    async with WorkerGroup[Any, Any](lambda _: variable.get()) as workers:
         assert await workers.submit_nowait(1) == "here"
     await wait_all_tasks_blocked()

@@ -557,7 +557,7 @@ async def test_only_the_first_end_counts() -> None:
 async def test_when_done_calls_back_at_once_if_it_is() -> None:
     """Before the end it calls back at the end, after it at once, each time once."""
     oracle = Oracle()
-    calls = []
+    calls: list[Any] = []
     async with Group() as group:
         result = group.go(oracle, 7)
         result._when_done(calls.append)

@@ -62,7 +62,7 @@ def test_it_is_a_value() -> None:
     with pytest.raises(FrozenInstanceError):
         retry.attempts = 5  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Retry(3, 1)  # type: ignore[misc]
+        Retry(3, 1)  # type: ignore[call-arg]
 
 
 def test_backoff_grows_up_to_its_bound() -> None:

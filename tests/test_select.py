@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from random import Random
-from typing import Any, NamedTuple, assert_type
+from typing import Any, Literal, NamedTuple, Never, assert_type, get_args
 
 import anyio
 import anyio.lowlevel
@@ -145,8 +145,8 @@ async def test_case_that_is_ready_happens_at_once(open_kind: Callable[[], Any]) 
     async with open_kind() as kind:
         await kind.make_ready()
         case = await select(idle, None, kind.case)
+        assert (case.index, case.channel, case.item, case.closed) == (2, kind.channel, kind.item, False)
         assert case == (2, kind.channel, kind.item, False)
-        assert (case.index, case.channel, case.item, case.closed) == case
         assert kind.settled()
     assert at_rest(idle)
 
@@ -227,14 +227,26 @@ async def test_item_that_is_none() -> None:
     assert at_rest(channel)
 
 
+def test_a_case_in_annotations_that_are_evaluated() -> None:
+    """`Case[int]` is a case at any place, on every Python."""
+    assert Case[int] == Case[int, int]
+    assert get_args(Case[int, Literal[0]]) == (int, Literal[0])
+
+
 async def test_result_is_typed() -> None:
-    """The item is typed as the union of what the cases carry; a type checker reads this test."""
+    """The place tells the type of the item; a type checker reads this test."""
     numbers, words = Channel[int](1), Channel[str](1)
     numbers.send_nowait(1)
-    case = assert_type(await select(numbers, words), Case[int | str])
+    case = assert_type(await select(numbers, words), Case[int, Literal[0]] | Case[str, Literal[1]])
     assert assert_type(case.item, int | str | None) == 1
     words.send_nowait("word")
-    assert assert_type(select_nowait(words, after(math.inf), None), Case[str | float]).item == "word"
+    assert (
+        assert_type(
+            select_nowait(words, after(math.inf), None),
+            Case[str, Literal[0]] | Case[float, Literal[1]] | Case[Never, Literal[2]],
+        ).item
+        == "word"
+    )
     assert at_rest(numbers)
     assert at_rest(words)
 
@@ -1556,7 +1568,8 @@ async def test_stress_with_native_cancellation(seed: int) -> None:
     for _ in range(stress.OPERATIONS):
         while len(running) >= stress.TOGETHER:
             victim = stress.dice.choice(sorted(running, key=lambda task: task.get_name()))
-            for action in stress.dice.sample([stress.act, victim.cancel], 2):
+            actions: list[Callable[[], object]] = [stress.act, victim.cancel]
+            for action in stress.dice.sample(actions, 2):
                 action()
             await asyncio.sleep(0)
         task = asyncio.create_task(stress.operate(), name=f"{stress.number:07}")

@@ -127,9 +127,10 @@ def conforms(name: str, open_store: Callable[[], Store], **how: Any) -> bool:
 @pytest.fixture(scope="module")
 def verdicts() -> dict[str, set[str]]:
     """Give the tests that each broken store fails."""
+    kinds: list[type[MemoryStore]] = [MemoryStore, *BROKEN]
     return {
         kind.__name__: {name for name in CONFORMANCE if name not in BEYOND and not conforms(name, kind)}
-        for kind in [MemoryStore, *BROKEN]
+        for kind in kinds
     }
 
 

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import tracemalloc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -430,7 +430,7 @@ async def test_a_task_that_ends_while_its_lease_is_renewed() -> None:
         await sleep(1.5)
         return "done"
 
-    store.change = slow_change  # type: ignore[method-assign]
+    store.change = slow_change  # type: ignore[method-assign, assignment]
     async with serving(short, store=store) as service:
         assert await service.result(await service.submit("short")) == "done"
         await sleep(5.0)
@@ -651,7 +651,7 @@ async def test_putting_back_takes_a_while() -> None:
             await sleep(1.0)
         return await change(task_id, operation)
 
-    store.change = slow_change  # type: ignore[method-assign]
+    store.change = slow_change  # type: ignore[method-assign, assignment]
     cut_off = False
 
     async def endless() -> None:
@@ -967,7 +967,7 @@ async def test_a_task_that_nobody_was_told_of() -> None:
 
     async with serving(double, bus=connect(backend), store=store) as service:
         await wait_all_tasks_blocked()
-        backend.publish = cut_off  # type: ignore[method-assign]
+        backend.publish = cut_off  # type: ignore[method-assign, assignment]
         with pytest.raises(StorageError, match=whole("the bus is away")):
             await service.submit("double", number=3)
         backend.publish = publish  # type: ignore[method-assign]
@@ -1090,7 +1090,7 @@ async def test_a_task_that_is_taken_up_twice_in_one_service(caplog: pytest.LogCa
     async def fail_to_extend(extend: Any, delivery: Any) -> Any:
         return await (fail() if store.change is fail_to_renew else extend(delivery))
 
-    store.change = fail_to_renew  # type: ignore[method-assign]
+    store.change = fail_to_renew  # type: ignore[method-assign, assignment]
     backend.calls["extend"] = fail_to_extend
     async with serving(slow, double, store=store, bus=connect(backend), workers=2, lease=5.0) as service:
         task_id = await service.submit("slow")
@@ -1135,7 +1135,7 @@ async def test_a_lease_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureF
     async with serving(slow, store=store) as service:
         task_id = await service.submit("slow")
         await wait_all_tasks_blocked()
-        store.change = fail  # type: ignore[method-assign]
+        store.change = fail  # type: ignore[method-assign, assignment]
         assert await service.result(task_id) == "done"
     assert {record.message for record in caplog.records if record.levelno == logging.WARNING} == {
         f"the lease of task {task_id} could not be renewed: it is away"
@@ -1259,6 +1259,8 @@ def test_registering_refuses() -> None:
     def positional(a: int, /) -> None: ...
 
     def any_number(*numbers: int) -> None: ...
+
+    call: Callable[[], object]
 
     def odd(a: dict[list[int], int] | complex) -> None: ...
 

@@ -66,7 +66,7 @@ class Watcher:
         self.times: list[float] = []
 
     async def watch(self) -> None:
-        async with aclosing(self.service.watch(self.task_id)) as records:  # type: ignore[type-var]
+        async with aclosing(self.service.watch(self.task_id)) as records:
             async for record in records:
                 self.records.append(record)
                 self.times.append(anyio.current_time())
@@ -287,7 +287,7 @@ async def test_statistics() -> None:
         assert (flaky_figures.submitted, flaky_figures.retried, sum(flaky_figures.waited.counts)) == (1, 2, 3)
         assert flaky_figures.ended[TaskStatus.FAILED] == 1
         assert len(figures.recent) == 3
-        assert figures.recent[1] == (pytest.approx(0.0, abs=0.05), pytest.approx(4.0, abs=0.05))
+        assert figures.recent[1] == pytest.approx((0.0, 4.0), abs=0.05)
         # What was given stays as it is.
         assert before.handlers["slow"].ended[TaskStatus.SUCCESS] == 0
         assert sum(before.handlers["slow"].ran.counts) == 0
@@ -545,6 +545,12 @@ def span_of(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
     return span
 
 
+def context_of(span: ReadableSpan) -> trace.SpanContext:
+    context = span.get_span_context()
+    assert context is not None
+    return context
+
+
 async def test_spans(spans: InMemorySpanExporter) -> None:
     """The run of a task belongs to the trace in which it was submitted, and what its handler does to the run."""
     inside: list[Any] = []
@@ -565,8 +571,8 @@ async def test_spans(spans: InMemorySpanExporter) -> None:
     assert process.parent is not None
     assert step.parent is not None
     assert send.parent.span_id == context.span_id
-    assert process.parent.span_id == send.get_span_context().span_id
-    assert step.parent.span_id == process.get_span_context().span_id == inside[0].span_id
+    assert process.parent.span_id == context_of(send).span_id
+    assert step.parent.span_id == context_of(process).span_id == inside[0].span_id
     assert (send.kind, process.kind) == (trace.SpanKind.PRODUCER, trace.SpanKind.CONSUMER)
     common = {
         "messaging.system": "chanflow",
@@ -607,7 +613,7 @@ async def test_spans_of_attempts_that_fail(spans: InMemorySpanExporter) -> None:
     for number, span in enumerate((failed, succeeded), 1):
         assert (span.attributes or {})["chanflow.task.attempt"] == number
         assert span.parent is not None
-        assert span.parent.span_id == send.get_span_context().span_id
+        assert span.parent.span_id == context_of(send).span_id
     assert (failed.status.status_code, failed.status.description) == (trace.StatusCode.ERROR, "ValueError: not yet")
     assert (failed.attributes or {})["error.type"] == "ValueError"
     assert [event.name for event in failed.events] == ["exception"]
@@ -642,7 +648,7 @@ async def test_a_trace_is_kept_with_its_task(spans: InMemorySpanExporter) -> Non
     store = MemoryStore()
     async with serving(double, store=store, workers=0) as before:
         task_id = await before.submit("double")
-    context = span_of(spans, "send tasks.double").get_span_context()
+    context = context_of(span_of(spans, "send tasks.double"))
     carried = (await store.get(task_id, 0.0) or pytest.fail("it is not there")).trace
     assert (carried or {})["traceparent"].startswith(f"00-{context.trace_id:032x}-{context.span_id:016x}-")
     async with serving(double, store=store) as service:

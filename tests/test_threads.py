@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from random import Random
 from time import monotonic
 from typing import Any
@@ -259,7 +260,9 @@ async def test_a_receive_makes_room_for_one_sending_thread() -> None:
     jobs = []
     for number, item in enumerate("abcd"):
         jobs.append(Job(handle.send, item))
-        await until(lambda number=number: waiting(channel)[0] == number or (channel._state.buffer and number == 0))
+        await until(
+            partial(lambda number: waiting(channel)[0] == number or (channel._state.buffer and number == 0), number)
+        )
     await jobs[0]
     assert waiting(channel) == (3, 0)
     for number, item in enumerate("abcd"):
@@ -289,8 +292,8 @@ async def test_threads_are_served_in_the_order_in_which_they_came() -> None:
         for number in range(3):
             channel.send_nowait(number)
             # The task takes what it was woken for before the next item comes: a thread may run sooner than a task.
-            await until(lambda number=number: number != 1 or got)
-    assert (await first, got, await last) == (0, [1], 2)
+            await until(partial(lambda number: number != 1 or got, number))
+    assert (await first, got, await last) == (0, [1], 2)  # pyright: ignore[reportGeneralTypeIssues] # bound in the block
     assert at_rest(channel)
 
 
@@ -314,7 +317,7 @@ async def test_a_thread_never_receives_an_older_item_after_a_newer_one() -> None
         while not handle._receiving:
             assert monotonic() < deadline
         handle._pump()
-    first, second = await job
+    first, second = await job  # pyright: ignore[reportGeneralTypeIssues] # bound in the block
     assert first < second
     assert sorted([first, second, *got]) == [1, 2, 3]
     assert at_rest(channel)
@@ -643,7 +646,8 @@ async def test_dropping_the_oldest_leaves_threads_what_they_were_promised() -> N
 
     state = channel._state
     buffer = state.buffer
-    state.buffer = Intruded(buffer, intrude)
+    intruded: Any = Intruded(buffer, intrude)
+    state.buffer = intruded
     channel.send_nowait(3)
     state.buffer = buffer
     assert await jobs[0] == [2, 3]
@@ -1296,7 +1300,7 @@ async def test_select_wins_and_loses_against_threads() -> None:
     handle = channel.from_thread()
     producers = [Job(lambda: [handle.send(number) for number in range(50)]) for _ in range(2)]
     consumer = Job(list, handle)
-    mine = [(await select(channel, never)).item for _ in range(20)]
+    mine: list[Any] = [(await select(channel, never)).item for _ in range(20)]
     for job in producers:
         await job
     channel.close()
@@ -1510,7 +1514,7 @@ def test_tasks_abandoned_in_a_closed_loop_do_not_trouble_threads(raw_loop: async
     with pytest.raises(BrokenResourceError, match=ENDED):
         Job(handle.send, 2).result()
     # Nobody will ever end it.
-    task._log_destroy_pending = False
+    setattr(task, "_log_destroy_pending", False)  # noqa: B010 -- it isn't in the types of asyncio
     with suppress(RuntimeError):
         task.get_coro().close()
 
@@ -1605,13 +1609,14 @@ def test_a_thread_side_may_be_dropped_while_the_end_is_told(loop_kind: str) -> N
         else:
             told.append(None)
 
+    cancel: Any = None
+
     async def main() -> None:
         nonlocal cancel
         home = current_home()
         assert home is not None
         cancel = home.on_end(drop)
 
-    cancel: Any = None
     run(loop_kind, main)
     assert told == [None]
 

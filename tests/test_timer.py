@@ -79,7 +79,7 @@ async def test_after_starts_no_task() -> None:
     timers = [after(seconds) for seconds in range(1, 1_001)]
     with ticker(5_000.0) as every:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(select, *timers[500:], every)
+            tasks.start_soon(lambda: select(*timers[500:], every))
             await wait_all_tasks_blocked()
             assert len(anyio.get_running_tasks()) == before + 1
             tasks.cancel_scope.cancel()
@@ -258,7 +258,8 @@ async def test_ticker_beside_a_channel() -> None:
     """A ticker in a select keeps its rhythm however often the other case happens."""
     channel = Channel[int]()
     start = anyio.current_time()
-    ticks, items = [], []
+    ticks: list[float] = []
+    items: list[int] = []
 
     async def producer() -> None:
         for number in range(9):
@@ -270,7 +271,11 @@ async def test_ticker_beside_a_channel() -> None:
         tasks.start_soon(producer)
         with ticker(1.0) as every:
             while not (case := await select(channel, every, priority=True)).closed:
-                (items if case.index == 0 else ticks).append(case.item)
+                assert case.item is not None
+                if case.index == 0:
+                    items.append(case.item)
+                else:
+                    ticks.append(case.item)
     assert items == list(range(9))
     assert ticks == pytest.approx([start + 1, start + 2, start + 3])
     assert len(every._room) == 0
@@ -400,7 +405,7 @@ async def test_in_another_loop(make: Callable[[float], Any], other: str) -> None
     async def elsewhere() -> None:
         for operation in (select, select_nowait):
             try:
-                result = operation(timer)
+                result: Any = operation(timer)
                 if operation is select:
                     await result
             except RuntimeError as error:

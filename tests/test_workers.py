@@ -13,7 +13,7 @@ import math
 import tracemalloc
 import weakref
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from itertools import pairwise
 from random import Random
@@ -204,7 +204,7 @@ async def test_an_unbounded_buffer_takes_everything() -> None:
 async def test_submit_waits_for_room() -> None:
     """Each waiting submitter goes on when a place comes free, in the order in which they came."""
     handler = Handler(held=True)
-    accepted = []
+    accepted: list[Any] = []
 
     async def submit(number: int) -> None:
         await group.submit(number)
@@ -258,7 +258,7 @@ async def test_leaving_waits_for_blocked_submitters_in_other_tasks() -> None:
 async def test_leaving_waits_for_what_handlers_submit() -> None:
     """Also when they submit while the block is being left, when others may not."""
     done = []
-    refused = []
+    refused: list[Any] = []
 
     async def tree(depth: int) -> None:
         await anyio.sleep(1)
@@ -577,6 +577,7 @@ async def test_cancelling_a_running_job() -> None:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(1)
             stopped = True
+        return job
 
     async with WorkerGroup(handle, workers=1) as group:
         running, behind = group.submit_nowait(0), group.submit_nowait(1)
@@ -901,7 +902,7 @@ async def test_a_predicate_that_raises_fails_the_job() -> None:
 
 async def test_a_delayed_job_frees_its_worker() -> None:
     """The others go on while it waits for its next attempt."""
-    done = []
+    done: list[Any] = []
 
     async def handle(job: int) -> None:
         if not job and len(done) < 3:
@@ -1163,7 +1164,7 @@ async def test_an_error_in_the_block_stops(shield: bool, caplog: pytest.LogCaptu
 
 async def test_an_outer_cancellation_stops() -> None:
     """Running, queued and delayed jobs are left over; those who wait to submit are refused or cancelled."""
-    outcomes = []
+    outcomes: list[Any] = []
 
     async def submit(number: int) -> None:
         try:
@@ -1393,7 +1394,7 @@ class TestShutdown:
 
     async def test_handlers_of_another_group_are_outsiders(self) -> None:
         """Being a handler elsewhere gives no right here."""
-        refused = []
+        refused: list[Any] = []
 
         async def handle(job: int) -> None:
             try:
@@ -1568,7 +1569,7 @@ class TestShutdown:
 @pytest.mark.parametrize("buffer", [0, 1])
 async def test_a_self_submission_that_could_never_end_is_refused(workers: int, buffer: int) -> None:
     """Only the last of the handlers is, when all the others already wait; its failure lets the others go on."""
-    errors = []
+    errors: list[Any] = []
 
     async def handle(job: int) -> None:
         if job:
@@ -1632,7 +1633,7 @@ async def test_regression_a_handler_whose_job_was_just_taken_is_not_blocked() ->
     wakes it; and in the same tick that next job submits, and finds the group full. The first handler will go on.
     """
     gate = Event()
-    errors = []
+    errors: list[Any] = []
 
     async def handle(job: str) -> None:
         if job == "waits":
@@ -1660,7 +1661,7 @@ async def test_regression_a_handler_whose_job_was_just_taken_is_not_blocked() ->
 
 async def test_regression_a_handler_that_is_being_cancelled_is_not_blocked() -> None:
     """Its job was cancelled in this tick, so that its worker comes free."""
-    errors = []
+    errors: list[Any] = []
     first: list[Result[None]] = []
 
     async def handle(job: str) -> None:
@@ -1935,8 +1936,8 @@ class TestMap:
 
     async def test_during_a_shutdown_it_ends_with_an_error(self) -> None:
         """The jobs that were taken give their results first."""
-        seen = []
-        errors = []
+        seen: list[Any] = []
+        errors: list[Any] = []
 
         async def consume() -> None:
             try:
@@ -1974,7 +1975,7 @@ class TestMap:
     async def test_regression_stopping_ends_a_map_that_waits_for_its_source(self, ending: str) -> None:
         """Both the task that reads the source and the one that iterates elsewhere."""
         idle_source = Channel[int]()
-        errors = []
+        errors: list[Any] = []
 
         async def consume() -> None:
             try:
@@ -2007,7 +2008,7 @@ class TestMap:
         go_on = Event()
         gates = {"first": Event(), "other": Event()}
 
-        async def source() -> AsyncIterator[int]:
+        async def source() -> AsyncGenerator[int, None]:
             yield 0
             await go_on.wait()
             for number in range(1, 10):
@@ -2249,7 +2250,7 @@ async def test_a_receiving_end_is_no_dead_letter_channel() -> None:
     receiver = Channel[Any]().receiver
     message = f"dead_letters must be a Channel, SendChannel or None, got {receiver!r}"
     with pytest.raises(TypeError, match=whole(message)):
-        WorkerGroup(echo, dead_letters=receiver)  # type: ignore[arg-type]
+        WorkerGroup(echo, dead_letters=receiver)  # type: ignore[call-overload]
     receiver.close()
 
 
@@ -2277,7 +2278,7 @@ async def test_results_do_not_keep_their_jobs() -> None:
         result = group.submit_nowait(job)
         await result
         assert gone() is job
-        result._value = None  # type: ignore[assignment] # the handler gave the job back
+        result._value = None  # the handler gave the job back
         del job
         await wait_all_tasks_blocked()
         assert gone() is None

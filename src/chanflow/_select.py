@@ -8,7 +8,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from types import TracebackType
+<<<<<<< HEAD
 from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar, cast, overload
+=======
+from typing import Any, Generic, Literal, NamedTuple, Never, Protocol, Self, TypeAlias, cast, overload
+>>>>>>> types
 
 from anyio import EndOfStream, WouldBlock
 
@@ -18,16 +22,25 @@ from chanflow._park import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current
 from chanflow._room import Outcome, WaitingRoom
 from chanflow._state import NOTHING, SENT, Answer, ChannelState
 
+if sys.version_info >= (3, 13):  # pragma: no cover -- one of the two, by the Python that measures
+    from typing import TypeVar
+else:  # pragma: no cover -- see above
+    # For type variables with defaults; anyio has imported it already.
+    from typing_extensions import TypeVar
+
 __all__ = ["After", "Case", "Selectable", "Send", "Ticker", "after", "select", "select_nowait", "ticker"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
-T1 = TypeVar("T1")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
-T4 = TypeVar("T4")
-T5 = TypeVar("T5")
+I_co = TypeVar("I_co", bound=int, covariant=True, default=int)
+# A case that is None gives nothing.
+T0 = TypeVar("T0", default=Never)
+T1 = TypeVar("T1", default=Never)
+T2 = TypeVar("T2", default=Never)
+T3 = TypeVar("T3", default=Never)
+T4 = TypeVar("T4", default=Never)
+T5 = TypeVar("T5", default=Never)
 
 # Our own generator, so that a program that seeds `random` stays reproducible. Not for security.
 random: Callable[[], float] = Random().random  # noqa: S311 -- said above
@@ -61,10 +74,19 @@ class Selectable(Protocol[T_co]):
         ...
 
 
-class Case(NamedTuple, Generic[T_co]):
-    """What happened in a `select`."""
+# A case for `select`, or None for one that never happens.
+Maybe: TypeAlias = Selectable[T] | None
 
-    index: int  # type: ignore[assignment] # pyright: ignore[reportIncompatibleMethodOverride] # not a tuple to search
+
+class Case(NamedTuple, Generic[T_co, I_co]):
+    """What happened in a `select`.
+
+    To type checkers, `select` of up to six cases returns a union of `Case[T0, Literal[0]]`, `Case[T1, Literal[1]]`
+    and so on. Comparing the index by `==` tells them the type of the item, and comparing the item with None that there
+    is one: `if case.index == 0 and case.item is not None:`. In annotations, `Case[int]` is a case at any place.
+    """
+
+    index: I_co  # type: ignore[assignment] # pyright: ignore[reportIncompatibleMethodOverride] # not a tuple to search
     """The place of the case among the arguments, from 0."""
     channel: Any
     """The channel, result or timer of the case; of a `Send`, its channel."""
@@ -102,6 +124,7 @@ class Send(Generic[T_contra]):
     def __repr__(self) -> str:
         return f"Send(channel={self.channel!r}, item={self.item!r})"
 
+<<<<<<< HEAD
     def _ready(self, home: Home) -> bool:
         state = self.channel._open
         if state.home is not home:
@@ -109,6 +132,9 @@ class Send(Generic[T_contra]):
         return state.can_put()
 
     def _attempt(self, home: Home | None) -> Answer:
+=======
+    def _attempt(self, home: Home | None) -> Answer | None:
+>>>>>>> types
         state = self.channel._open
         if state.home is not home:
             state.check()
@@ -126,7 +152,7 @@ class Send(Generic[T_contra]):
     def _leave(self) -> None:
         self.channel._state.senders.leave()
 
-    def _redeem(self, outcome: Outcome) -> Answer:
+    def _redeem(self, outcome: Outcome) -> Answer | None:
         if outcome is not None:
             raise self.channel._state.error(outcome)
         return SENT
@@ -330,7 +356,7 @@ class Ticket:
         self._waiter.set_result((self._index, outcome))
 
 
-Cases = Sequence["Selectable[Any] | None"]
+Cases: TypeAlias = Sequence[Maybe[Any]]
 
 RECEIVING = frozenset({Channel, ReceiveChannel})
 
@@ -387,26 +413,39 @@ def carry_out(index: int, case: Any, operation: Callable[[Any], Any], argument: 
 
 
 @overload
-async def select(c0: Selectable[T1] | None, /, *, priority: bool = ...) -> Case[T1]: ...
-@overload
-async def select(c0: Selectable[T1] | None, c1: Selectable[T2] | None, /, *, priority: bool = ...) -> Case[T1 | T2]: ...
+async def select(c0: Maybe[T0], /, *, priority: bool = ...) -> Case[T0, Literal[0]]: ...
 @overload
 async def select(
-    c0: Selectable[T1] | None, c1: Selectable[T2] | None, c2: Selectable[T3] | None, /, *, priority: bool = ...
-) -> Case[T1 | T2 | T3]: ...
+    c0: Maybe[T0], c1: Maybe[T1], /, *, priority: bool = ...
+) -> Case[T0, Literal[0]] | Case[T1, Literal[1]]: ...
 @overload
 async def select(
-    c0: Selectable[T1] | None,
-    c1: Selectable[T2] | None,
-    c2: Selectable[T3] | None,
-    c3: Selectable[T4] | None,
-    /,
-    *,
-    priority: bool = ...,
-) -> Case[T1 | T2 | T3 | T4]: ...
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], /, *, priority: bool = ...
+) -> Case[T0, Literal[0]] | Case[T1, Literal[1]] | Case[T2, Literal[2]]: ...
 @overload
-async def select(*cases: Selectable[Any] | None, priority: bool = ...) -> Case[Any]: ...
-async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case[Any]:  # noqa: C901 -- a short cut
+async def select(
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], c3: Maybe[T3], /, *, priority: bool = ...
+) -> Case[T0, Literal[0]] | Case[T1, Literal[1]] | Case[T2, Literal[2]] | Case[T3, Literal[3]]: ...
+@overload
+async def select(
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], c3: Maybe[T3], c4: Maybe[T4], /, *, priority: bool = ...
+) -> (
+    Case[T0, Literal[0]] | Case[T1, Literal[1]] | Case[T2, Literal[2]] | Case[T3, Literal[3]] | Case[T4, Literal[4]]
+): ...
+@overload
+async def select(
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], c3: Maybe[T3], c4: Maybe[T4], c5: Maybe[T5], /, *, priority: bool = ...
+) -> (
+    Case[T0, Literal[0]]
+    | Case[T1, Literal[1]]
+    | Case[T2, Literal[2]]
+    | Case[T3, Literal[3]]
+    | Case[T4, Literal[4]]
+    | Case[T5, Literal[5]]
+): ...
+@overload
+async def select(*cases: Maybe[T0], priority: bool = ...) -> Case[T0]: ...
+async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # noqa: C901 -- a short cut
     """Wait until one of several cases can happen, and let exactly that one happen.
 
     A channel or its receiving end is a case of receiving, `Send` one of sending; a `Result`, `after` and a `ticker` are
@@ -420,7 +459,8 @@ async def select(*cases: Selectable[Any] | None, priority: bool = False) -> Case
             given.
 
     Returns:
-        What happened, with the place, channel and item.
+        What happened, with the place, channel and item. Type checkers know the item's type once the place is compared,
+        as in `if case.index == 0:`; see :class:`Case`.
 
     Raises:
         ClosedResourceError: the case that happened is a `Send` to a closed channel, or an end that was closed.
@@ -525,18 +565,39 @@ def leave_losers(cases: Cases, woken: Any) -> None:
 
 
 @overload
-def select_nowait(c0: Selectable[T1] | None, /, *, priority: bool = ...) -> Case[T1]: ...
+def select_nowait(c0: Maybe[T0], /, *, priority: bool = ...) -> Case[T0, Literal[0]]: ...
 @overload
 def select_nowait(
-    c0: Selectable[T1] | None, c1: Selectable[T2] | None, /, *, priority: bool = ...
-) -> Case[T1 | T2]: ...
+    c0: Maybe[T0], c1: Maybe[T1], /, *, priority: bool = ...
+) -> Case[T0, Literal[0]] | Case[T1, Literal[1]]: ...
 @overload
 def select_nowait(
-    c0: Selectable[T1] | None, c1: Selectable[T2] | None, c2: Selectable[T3] | None, /, *, priority: bool = ...
-) -> Case[T1 | T2 | T3]: ...
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], /, *, priority: bool = ...
+) -> Case[T0, Literal[0]] | Case[T1, Literal[1]] | Case[T2, Literal[2]]: ...
 @overload
-def select_nowait(*cases: Selectable[Any] | None, priority: bool = ...) -> Case[Any]: ...
-def select_nowait(*cases: Selectable[Any] | None, priority: bool = False) -> Case[Any]:
+def select_nowait(
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], c3: Maybe[T3], /, *, priority: bool = ...
+) -> Case[T0, Literal[0]] | Case[T1, Literal[1]] | Case[T2, Literal[2]] | Case[T3, Literal[3]]: ...
+@overload
+def select_nowait(
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], c3: Maybe[T3], c4: Maybe[T4], /, *, priority: bool = ...
+) -> (
+    Case[T0, Literal[0]] | Case[T1, Literal[1]] | Case[T2, Literal[2]] | Case[T3, Literal[3]] | Case[T4, Literal[4]]
+): ...
+@overload
+def select_nowait(
+    c0: Maybe[T0], c1: Maybe[T1], c2: Maybe[T2], c3: Maybe[T3], c4: Maybe[T4], c5: Maybe[T5], /, *, priority: bool = ...
+) -> (
+    Case[T0, Literal[0]]
+    | Case[T1, Literal[1]]
+    | Case[T2, Literal[2]]
+    | Case[T3, Literal[3]]
+    | Case[T4, Literal[4]]
+    | Case[T5, Literal[5]]
+): ...
+@overload
+def select_nowait(*cases: Maybe[T0], priority: bool = ...) -> Case[T0]: ...
+def select_nowait(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:
     """Let one of several cases happen if any can without waiting: Go's `select` with `default:`.
 
     Args:
@@ -545,7 +606,7 @@ def select_nowait(*cases: Selectable[Any] | None, priority: bool = False) -> Cas
             given.
 
     Returns:
-        What happened, with the place, channel and item.
+        What happened, as from `select`.
 
     Raises:
         WouldBlock: no case can happen now.

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Self, TypeAlias, TypeVar, cast, overload
 from weakref import WeakSet
 
 import anyio
@@ -136,7 +136,8 @@ class WorkerGroup(Generic[Job, R]):
     it by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
 
     Args:
-        handler: called with each job. An async function runs in the event loop; a sync one in a thread.
+        handler: called with each job. An async function runs in the event loop; a sync one in a thread. Type checkers
+            infer job and result from it; for a lambda, say them: `WorkerGroup[int, str](lambda page: ...)`.
         workers: how many handlers may run at the same time, at least 1; 10 by default.
         buffer: how many jobs may wait for a worker before submitting waits, at least 0; `math.inf` for no bound.
             100 by default.
@@ -154,9 +155,34 @@ class WorkerGroup(Generic[Job, R]):
         Go's worker pool; sourcegraph/conc, alitto/pond (groups and pools with results).
     """
 
+    # An async function first: to the checkers, it is a function that returns a coroutine, too.
+    @overload
     def __init__(
         self,
-        handler: Callable[[Job], Awaitable[R]] | Callable[[Job], R],
+        handler: Callable[[Job], Awaitable[R]],
+        *,
+        workers: int = ...,
+        buffer: float = ...,
+        retry: Retry | None = ...,
+        timeout: float | None = ...,
+        dead_letters: Channel[DeadLetter[Job]] | SendChannel[DeadLetter[Job]] | None = ...,
+        offload: None = ...,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        handler: Callable[[Job], R],
+        *,
+        workers: int = ...,
+        buffer: float = ...,
+        retry: Retry | None = ...,
+        timeout: float | None = ...,
+        dead_letters: Channel[DeadLetter[Job]] | SendChannel[DeadLetter[Job]] | None = ...,
+        offload: Offload | None = ...,
+    ) -> None: ...
+    def __init__(
+        self,
+        handler: Callable[[Job], Any],
         *,
         workers: int = 10,
         buffer: float = 100,

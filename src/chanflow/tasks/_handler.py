@@ -71,8 +71,8 @@ class Progress:
 class Handler(Generic[P, R]):
     """A function that was registered as a task; it can still be called as before."""
 
-    def __init__(self, fn: Callable[P, Any], name: str, retry: Retry, timeout: float | None) -> None:
-        self.fn: Callable[P, Any] = fn
+    def __init__(self, fn: Callable[P, R], name: str, retry: Retry, timeout: float | None) -> None:
+        self.fn: Callable[P, R] = fn
         self.name: str = name
         self.retry: Retry = retry
         self.timeout: float | None = timeout
@@ -103,7 +103,7 @@ class Handler(Generic[P, R]):
         self._json_decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(self.arguments)
         self.returns: Any = hints.get("return", Any)
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function itself."""
         return self.fn(*args, **kwargs)
 
