@@ -36,7 +36,7 @@ async def test_a_coroutine_goes_from_context_to_context() -> None:
         heard.append(seen.get())
         return heard
 
-    driven = follow(steps())
+    driven: Any = follow(steps())
     assert driven.send(None) == "waiting"
     with pytest.raises(StopIteration) as end:
         driven.send("value")

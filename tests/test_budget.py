@@ -13,13 +13,12 @@ import anyio.lowlevel
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_all_tasks_blocked
 
-from chanflow import Channel, Group, Send, WorkerGroup, after, select
+from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select
 from chanflow._park import current_home
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
-Operation = Callable[[], Awaitable[object]]
 OPERATIONS = 1280
 
 
@@ -60,14 +59,10 @@ def of_threads() -> Channel[int]:
     return channel
 
 
-def cycle(channel: Channel[int]) -> Operation:
+async def send_and_receive(channel: Channel[int]) -> None:
     """Receive an item of a channel that never runs empty."""
-
-    async def receive() -> None:
-        channel.send_nowait(1)
-        await channel.receive()
-
-    return receive
+    channel.send_nowait(1)
+    await channel.receive()
 
 
 async def empty(channel: Channel[int]) -> None:
@@ -76,37 +71,39 @@ async def empty(channel: Channel[int]) -> None:
         raise AssertionError
 
 
-AT_ONCE: dict[str, Callable[[], Operation]] = {
-    "send": lambda: (lambda channel: lambda: channel.send(1))(Channel[int](math.inf)),
-    "send, newest dropped": lambda: (lambda channel: lambda: channel.send(1))(filled(overflow="drop_newest")),
-    "send, oldest dropped": lambda: (lambda channel: lambda: channel.send(1))(filled(overflow="drop_oldest")),
-    "send to a closed channel": lambda: (lambda channel: lambda: channel.send(1))(closed()),
-    "send to a broken channel": lambda: (lambda channel: lambda: channel.send(1))(broken()),
-    "send to a closed end": lambda: (lambda end: lambda: end.send(1))(closed_sender()),
-    "send beside threads": lambda: (lambda channel: lambda: channel.send(1))(of_threads()),
-    "send_many": lambda: (lambda channel: lambda: channel.send_many([1]))(Channel[int](math.inf)),
-    "send_many of nothing": lambda: (lambda channel: lambda: channel.send_many([]))(Channel[int](0)),
-    "send_many, dropped": lambda: (lambda channel: lambda: channel.send_many([1]))(filled(overflow="drop_newest")),
-    "send_many to a closed end": lambda: (lambda end: lambda: end.send_many([1]))(closed_sender()),
-    "receive": lambda: cycle(filled(math.inf)),
-    "receive beside threads": lambda: cycle(of_threads()),
-    "receive at the end": lambda: (lambda channel: lambda: channel.receive())(closed()),
-    "receive from a closed end": lambda: (lambda end: lambda: end.receive())(closed_receiver()),
-    "async for at the end": lambda: (lambda channel: lambda: empty(channel))(closed()),
-    "receive_many at the end": lambda: (lambda channel: lambda: channel.receive_many(5))(closed()),
-    "receive_many from a closed end": lambda: (lambda end: lambda: end.receive_many(5))(closed_receiver()),
-    "select at the end": lambda: (lambda channel: lambda: select(channel))(closed()),
-    "select, several": lambda: (lambda channel: lambda: select(channel, Channel[int](), priority=True))(closed()),
-    "select, sending": lambda: (lambda channel: lambda: select(Send(channel, 1)))(Channel[int](math.inf)),
-    "select, dropped": lambda: (lambda channel: lambda: select(Send(channel, 1)))(filled(overflow="drop_oldest")),
-    "select, a timer": lambda: lambda: select(after(0)),
+# What is made once, and what is done with it again and again.
+AT_ONCE: dict[str, tuple[Callable[[], Any], Callable[[Any], Awaitable[object]]]] = {
+    "send": (lambda: Channel(math.inf), lambda channel: channel.send(1)),
+    "send, newest dropped": (lambda: filled(overflow="drop_newest"), lambda channel: channel.send(1)),
+    "send, oldest dropped": (lambda: filled(overflow="drop_oldest"), lambda channel: channel.send(1)),
+    "send to a closed channel": (closed, lambda channel: channel.send(1)),
+    "send to a broken channel": (broken, lambda channel: channel.send(1)),
+    "send to a closed end": (closed_sender, lambda end: end.send(1)),
+    "send beside threads": (of_threads, lambda channel: channel.send(1)),
+    "send_many": (lambda: Channel(math.inf), lambda channel: channel.send_many([1])),
+    "send_many of nothing": (lambda: Channel(0), lambda channel: channel.send_many([])),
+    "send_many, dropped": (lambda: filled(overflow="drop_newest"), lambda channel: channel.send_many([1])),
+    "send_many to a closed end": (closed_sender, lambda end: end.send_many([1])),
+    "receive": (lambda: filled(math.inf), send_and_receive),
+    "receive beside threads": (of_threads, send_and_receive),
+    "receive at the end": (closed, Channel.receive),
+    "receive from a closed end": (closed_receiver, ReceiveChannel.receive),
+    "async for at the end": (closed, empty),
+    "receive_many at the end": (closed, lambda channel: channel.receive_many(5)),
+    "receive_many from a closed end": (closed_receiver, lambda end: end.receive_many(5)),
+    "select at the end": (closed, select),
+    "select, several": (closed, lambda channel: select(channel, Channel[int](), priority=True)),
+    "select, sending": (lambda: Channel(math.inf), lambda channel: select(Send(channel, 1))),
+    "select, dropped": (lambda: filled(overflow="drop_oldest"), lambda channel: select(Send(channel, 1))),
+    "select, a timer": (lambda: None, lambda _: select(after(0))),
 }
 
 
 @pytest.mark.parametrize("name", AT_ONCE)
 async def test_what_finishes_at_once_takes_from_the_budget(name: str) -> None:
     """So each way of sending, receiving and selecting lets others run, every so often."""
-    operation = AT_ONCE[name]()
+    make, operation = AT_ONCE[name]
+    made = make()
     trips = 0
 
     async def count() -> None:
@@ -121,7 +118,7 @@ async def test_what_finishes_at_once_takes_from_the_budget(name: str) -> None:
         begun = trips
         for _ in range(OPERATIONS):
             try:
-                await operation()
+                await operation(made)
             except (ClosedResourceError, BrokenResourceError, EndOfStream):
                 """It finished, too."""
         done = trips - begun
@@ -167,7 +164,7 @@ async def waits(name: str) -> Any:
     operations: dict[str, Callable[[], Any]] = {
         "send": lambda: full.send(1),
         "send_many": lambda: full.send_many([1, 2]),
-        "receive": lambda: empty_channel.receive(),
+        "receive": empty_channel.receive,
         "receive_many": lambda: empty_channel.receive_many(5),
         "receive_many, a while": lambda: empty_channel.receive_many(5, max_wait=1),
         "async for": lambda: anext(empty_channel),
@@ -217,7 +214,7 @@ async def test_results_and_submissions_park_at_once() -> None:
         await anyio.sleep(1000)
 
     async with WorkerGroup(handle, workers=1, buffer=0) as workers, Group() as group:
-        waiting = [
+        waiting: list[Any] = [
             group.go(anyio.sleep, 1000).__await__(),
             group.go(anyio.sleep, 1000).receive(),
             workers.submit_nowait(1).__await__(),
@@ -328,7 +325,7 @@ def test_regression_closing_many_ends_looks_at_each_waiter_a_few_times(side: str
         waiter = Counted()
         end._waiters.append(waiter)
         room = channel._state.senders if side == "sender" else channel._state.receivers
-        room.append((waiter, end, 1))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] # what a sender's has
+        room.append((waiter, end, 1))  # pyright: ignore[reportArgumentType] # what a sender's has
     for end in ends:
         end.close()
     assert Counted.looks <= 10_000
@@ -344,6 +341,7 @@ async def test_an_end_forgets_those_who_waited() -> None:
                 tasks.start_soon(receiver.receive)
                 await wait_all_tasks_blocked()
                 channel.send_nowait(number)
+        assert receiver._waiters is not None
         assert len(receiver._waiters) <= 20
 
 

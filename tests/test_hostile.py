@@ -1,5 +1,7 @@
 """Jobs, errors, handlers and tasks that do what nobody should do, and what must not come of it."""
 
+# ruff: noqa: PT012, PLW0108 -- an iteration raises in the middle; a lambda hides what it calls
+
 from __future__ import annotations
 
 import gc
@@ -122,7 +124,8 @@ def test_regression_a_handler_that_exits(backend: str, offload: Any, timeout: fl
         if job == 1:
             raise OwnError
         if job == 2:
-            raise BaseExceptionGroup("both", [ValueError(), SystemExit(3)])
+            msg = "both"
+            raise BaseExceptionGroup(msg, [ValueError(), SystemExit(3)])
         return job
 
     async def handle(job: int) -> int:
@@ -237,7 +240,7 @@ def test_regression_a_generator_is_no_handler(handler: Any) -> None:
 @pytest.mark.parametrize("generator", [sync_generator, async_generator])
 async def test_neither_is_what_returns_a_generator(generator: Any) -> None:
     """That is seen only when it has returned."""
-    async with WorkerGroup(lambda job: generator(job)) as workers:  # noqa: PLW0108 -- the mistake that is tried
+    async with WorkerGroup[Any, Any](lambda job: generator(job)) as workers:
         with pytest.raises(TypeError, match=r"^the handler returned <(async_)?generator object"):
             await workers.submit_nowait(1)
 
@@ -260,7 +263,7 @@ async def test_a_predicate_that_returns_an_awaitable_fails_the_job() -> None:
         return False
 
     async with WorkerGroup(fail, retry=Retry(3, on=lambda error: wants(error))) as workers:  # type: ignore[arg-type,return-value] # pyright: ignore[reportArgumentType] # the mistake
-        with pytest.raises(TypeError, match="^on returned <coroutine object"):
+        with pytest.raises(TypeError, match=r"^on returned <coroutine object"):
             await workers.submit_nowait(1)
 
 

@@ -69,7 +69,7 @@ async def test_each_attempt_sees_what_its_submitter_saw(capacity: int) -> None:
         request.set("submitter")
         result = workers.submit_nowait(1)
         request.set("later")
-        with pytest.raises(ValueError, match="^$"):
+        with pytest.raises(ValueError, match=r"^$"):
             await result
     assert seen == ["submitter"] * 3
 
@@ -196,7 +196,7 @@ def test_regression_handlers_whose_threads_all_submit_to_their_full_group(backen
     async def asynchronous(job: int) -> int:
         return await anyio.to_thread.run_sync(in_thread, job)
 
-    workers: list[WorkerGroup[int, int]] = []
+    workers: list[WorkerGroup[int, Any]] = []
 
     async def main() -> None:
         handler: Callable[[int], Any] = in_thread if through == "thread" else asynchronous

@@ -371,7 +371,8 @@ async def test_what_returns_an_awaitable_is_no_sync_handler() -> None:
     """It fails the job, naming what came back."""
 
     class Awaitable:
-        __repr__ = "an awaitable".__str__
+        def __repr__(self) -> str:
+            return "an awaitable"
 
         def __await__(self) -> Iterator[Any]:
             yield

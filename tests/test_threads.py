@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
+import os
 import signal
 import sys
-import os
 import threading
-import warnings
 import warnings
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
@@ -1720,12 +1719,12 @@ async def test_regression_a_batch_is_cancelled_while_a_thread_takes() -> None:
         await anyio.wait_all_tasks_blocked()
         channel.send_nowait(0)
         await anyio.wait_all_tasks_blocked()
-        job = Job(lambda: received.extend(handle))
+        jobs = [Job(lambda: received.extend(handle))]
         await until(lambda: len(channel._state.receivers) == 2)
         await channel.send_many(range(1, 100_000))
         scopes[0].cancel()
     channel.close()
-    await job
+    await jobs[0]
     assert sorted(received) == list(range(100_000))
     assert at_rest(channel)
 
@@ -1757,6 +1756,7 @@ async def test_regression_a_forked_process_is_refused(call: str) -> None:
             status = 0 if str(error) == message else 2
         finally:
             os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    _, status = await Job(os.waitpid, child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
     channel.send_nowait(1)
     assert await Job(handle.receive) == 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from functools import partial
 from inspect import isasyncgen, isasyncgenfunction, isawaitable, iscoroutinefunction, isgenerator, isgeneratorfunction
 from types import CoroutineType, coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from anyio import CapacityLimiter, get_cancelled_exc_class, move_on_after
 
@@ -129,7 +129,7 @@ class Attempt:
         """
         try:
             return await follow(self.run(partial(self._handler, *args, **kwargs)))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- what is no failure goes on
             failure = failure_of_handler(error, running_home())
             try:
                 if failure is None or failure is error:
@@ -172,7 +172,7 @@ def enter(context: Context) -> Generator[Context, None, None]:
 
 
 @coroutine
-def follow(steps: CoroutineType[Any, Any, T]) -> Generator[Any, Any, T]:
+def follow(steps: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
     """Await a coroutine in a copy of the current context, and then in those that it enters.
 
     A task can't change its context, and a task for each job would take several times as long.
@@ -195,7 +195,7 @@ def follow(steps: CoroutineType[Any, Any, T]) -> Generator[Any, Any, T]:
             except BaseException as error:  # noqa: BLE001 -- it is passed on
                 step, argument = steps.throw, error
     except StopIteration as end:
-        return end.value
+        return cast("T", end.value)
     finally:
         # An error must not refer to itself through its traceback.
         del argument

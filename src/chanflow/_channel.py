@@ -162,8 +162,10 @@ class Sending(Side, ObjectSendStream[T_contra]):
             raise state.error(outcome)
 
     async def _send_at_once(self, item: T_contra) -> bool:
-        """Send without waiting if possible, when more has to be looked at than room and receivers, or it is time to
-        yield; False if it has to wait."""
+        """Send where more has to be looked at than room and receivers, or it is time to yield.
+
+        False means that it must wait.
+        """
         state = self._open
         home = await state.arrive()
         if state.can_put():
@@ -253,7 +255,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     _open: ChannelState[T_co]
 
-    async def receive(self) -> T_co:  # noqa: C901, PLR0911 -- one frame less for each item is worth it
+    async def receive(self) -> T_co:  # noqa: C901 -- one frame less for each item is worth it
         """Receive the next item, waiting for one.
 
         Returns:
@@ -320,8 +322,10 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         return state.buffer.popleft()
 
     async def _receive_at_once(self) -> T_co | Answer:
-        """Receive without waiting if possible, when more has to be looked at than items and senders, or it is time to
-        yield; `NOTHING` if it has to wait."""
+        """Receive where more has to be looked at than items and senders, or it is time to yield.
+
+        `NOTHING` means that it must wait.
+        """
         state = self._open
         home = await state.arrive()
         if state.can_take() or state.over():
@@ -586,8 +590,6 @@ class Channel(Sending[T], Receiving[T]):
 class End(Side):
     """What the two kinds of ends have in common: each clone is closed for itself."""
 
-    _waiters: Waiters
-
     def __init__(self, state: ChannelState[Any]) -> None:
         super().__init__(state)
         self._waiters = Waiters()
@@ -652,7 +654,7 @@ class SendChannel(End, Sending[T_contra]):
         self._state.open_senders += not self._state.closed
 
     def _close_side(self) -> None:
-        self._state.close_sender(self._waiters)
+        self._state.close_sender(self._waiters or ())
 
     def __del__(self) -> None:
         if self._open is self._state and not self._state.closed:
@@ -663,15 +665,15 @@ class ReceiveChannel(End, Receiving[T_co]):
     """The receiving end of a channel, Go's `<-chan`; takes the place of anyio's `MemoryObjectReceiveStream`.
 
     Close each clone, best with `with`: senders get BrokenResourceError when the last one is closed.
-    One that is forgotten open gives a ResourceWarning, unless the channel was closed and drained. What was not received stays in the channel for `Channel.drain`,
-    and the log tells how much that is.
+    One that is forgotten open gives a ResourceWarning, unless the channel was closed and drained. What was not
+    received stays in the channel for `Channel.drain`, and the log tells how much that is.
     """
 
     def _count_clone(self) -> None:
         self._state.open_receivers += 1
 
     def _close_side(self) -> None:
-        self._state.close_receiver(self._waiters)
+        self._state.close_receiver(self._waiters or ())
 
     def __del__(self) -> None:
         state = self._state

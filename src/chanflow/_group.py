@@ -408,7 +408,7 @@ class Group:
                     msg = f"fn must be an async function, but {name_of(fn)} returned {show(awaitable)}"
                     raise TypeError(msg)  # noqa: TRY301 -- it fails the task, like an error of its own
                 result._succeed(await awaitable)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 -- what is no failure goes on
             failure = failure_of(error, home)
             try:
                 if failure is None:

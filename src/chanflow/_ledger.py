@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Ledger(Generic[T]):
     def __init__(self, state: ChannelState[T]) -> None:
         self._state = state
         # Reentrant, because the loop's side settles in the middle of what it does under the lock.
-        self.lock = threading.RLock()
+        self.lock: AbstractContextManager[object] = threading.RLock()
         # Room that threads may fill, and what they have filled it with.
         self._credits = 0
         self._inbox: deque[T] = deque()

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
@@ -50,7 +51,7 @@ class Feed(Generic[Job, R]):
         assert self._group._tasks is not None
         self.started = True
         self._group._feeds.add(self)
-        self._context.run(self._group._tasks.start_soon, self._run, name=f"{self._group._name} (map)")
+        self._context.run(partial(self._group._tasks.start_soon, self._run, name=f"{self._group._name} (map)"))
 
     async def _run(self) -> None:
         home = self._group._home
@@ -76,6 +77,8 @@ class Feed(Generic[Job, R]):
     async def _submit_all(self) -> None:
         source: Any = self._jobs
         asynchronous = isinstance(source, AsyncIterable)
+        # What ends one kind of iteration is an error in the other.
+        end: type[Exception] = StopAsyncIteration if asynchronous else StopIteration
         jobs: Any = aiter(source) if asynchronous else iter(source)
         while True:
             # Before the job, so that none is read that has no place.
@@ -84,7 +87,7 @@ class Feed(Generic[Job, R]):
                 self._group._check_open()
             try:
                 job = await anext(jobs) if asynchronous else next(jobs)
-            except StopAsyncIteration if asynchronous else StopIteration:
+            except end:
                 return
             await self._submit(job)
 

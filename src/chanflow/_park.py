@@ -514,8 +514,8 @@ def current_home() -> Home | None:
     run = None if trio is None else reach_run(trio)()
     # The public `get_running_loop` raises where there is none; this one returns None, and is documented for
     # event loop implementers.
-    running = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", None)
-    loop = None if running is None else running()
+    running = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", do_nothing)
+    loop = running()
     if run is None and loop is None:
         return None
     if run is None:

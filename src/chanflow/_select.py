@@ -8,11 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from random import Random
 from types import TracebackType
-<<<<<<< HEAD
-from typing import Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar, cast, overload
-=======
 from typing import Any, Generic, Literal, NamedTuple, Never, Protocol, Self, TypeAlias, cast, overload
->>>>>>> types
 
 from anyio import EndOfStream, WouldBlock
 
@@ -124,17 +120,13 @@ class Send(Generic[T_contra]):
     def __repr__(self) -> str:
         return f"Send(channel={self.channel!r}, item={self.item!r})"
 
-<<<<<<< HEAD
     def _ready(self, home: Home) -> bool:
         state = self.channel._open
         if state.home is not home:
             state.check()
         return state.can_put()
 
-    def _attempt(self, home: Home | None) -> Answer:
-=======
     def _attempt(self, home: Home | None) -> Answer | None:
->>>>>>> types
         state = self.channel._open
         if state.home is not home:
             state.check()
@@ -619,7 +611,7 @@ def select_nowait(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:
     try:
         happened = attempt(cases, None, priority=priority)
         if happened is None:
-            raise WouldBlock
+            raise WouldBlock  # noqa: TRY301 -- all errors go the same way
         return reveal(happened)
     except BaseException:
         # As in `select`.

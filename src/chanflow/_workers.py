@@ -86,8 +86,8 @@ class JobResult(Result[R]):
         self._value = PENDING
         self._failure = self._waiting = self._channel = None
         self.job = job
-        # That of whoever submits it, where its handler runs.
-        self.context: Context | None = copy_context()
+        # The context of whoever submits it, where its handler runs; None when that is over.
+        self.context: Any = copy_context()
         self.worker: Worker | None = None
         # Whether somebody asked for its end, so that it is not left over when the group is stopped meanwhile.
         self.cancelling = False
@@ -427,7 +427,11 @@ class WorkerGroup(Generic[Job, R]):
         if result is not None:
             result.worker = worker
         # Not in the context of some job, which would be kept for as long as the worker is there.
-        self._context.copy().run(self._tasks.start_soon, self._work, worker, name=self._name)
+        self._context.copy().run(self._start_task, worker)
+
+    def _start_task(self, worker: Worker) -> None:
+        assert self._tasks is not None
+        self._tasks.start_soon(self._work, worker, name=self._name)
 
     def _check_progress(self, result: JobResult[R]) -> Worker | None:
         """Refuse to wait where it could never end: when every handler waits for room in its own group."""
