@@ -7,6 +7,7 @@ from contextvars import ContextVar, copy_context
 from types import coroutine
 from typing import Any
 
+import anyio
 import pytest
 from anyio import CapacityLimiter
 
@@ -43,6 +44,21 @@ async def test_a_coroutine_goes_from_context_to_context() -> None:
     assert end.value.value == ["nothing", "nothing", "value", "other"]
     assert seen.get() == "nothing"
     assert other[seen] == "other"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_thread_that_takes_too_long(backend: str) -> None:
+    """It is told, if it asks."""
+
+    def handler() -> None:
+        while True:
+            anyio.from_thread.check_cancelled()
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError, match=r"^the call took longer than 0.01 s$"):
+            await Attempt(handler, CapacityLimiter(1), 0.01)()
+
+    anyio.run(main, backend=backend)
 
 
 async def test_what_comes_from_outside_reaches_the_handler_in_its_context() -> None:

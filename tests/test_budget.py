@@ -13,7 +13,7 @@ import anyio.lowlevel
 import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_all_tasks_blocked
 
-from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select
+from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select, ticker
 from chanflow._park import current_home
 from tests.virtual_time import VirtualTimeLoop
 
@@ -59,6 +59,12 @@ def of_threads() -> Channel[int]:
     return channel
 
 
+def closed_ticker() -> Any:
+    ticks = ticker(1)
+    ticks.close()
+    return ticks
+
+
 async def send_and_receive(channel: Channel[int]) -> None:
     """Receive an item of a channel that never runs empty."""
     channel.send_nowait(1)
@@ -96,6 +102,7 @@ AT_ONCE: dict[str, tuple[Callable[[], Any], Callable[[Any], Awaitable[object]]]]
     "select, sending": (lambda: Channel(math.inf), lambda channel: select(Send(channel, 1))),
     "select, dropped": (lambda: filled(overflow="drop_oldest"), lambda channel: select(Send(channel, 1))),
     "select, a timer": (lambda: None, lambda _: select(after(0))),
+    "select, a ticker": (closed_ticker, select),
 }
 
 
@@ -360,3 +367,22 @@ async def test_a_forgotten_receiver_of_a_drained_channel_warns_of_nothing(*, dra
             receiver = None
         channel.drain()
     assert receiver is None
+
+
+async def test_results_take_from_the_budget_of_a_select() -> None:
+    """A failed one as well as one that gave its value."""
+    home = current_home()
+    assert home is not None
+    async with Group() as group:
+        for _ in range(2):
+            result = group.go(anyio.lowlevel.checkpoint)
+            await wait_all_tasks_blocked()
+            home.renew(0)
+            assert (await select(result, Channel[int]())).channel is result
+            assert home.turns_left() > 100
+
+
+def test_a_closed_end_refuses_outside_of_event_loops_too() -> None:
+    """There is no budget to take from."""
+    with pytest.raises(ClosedResourceError):
+        closed_sender().send(1).send(None)

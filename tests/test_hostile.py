@@ -256,8 +256,17 @@ def test_regression_a_predicate_that_is_async_is_refused() -> None:
     assert str(caught.value).startswith("on must be an error class, a tuple of them or a function that is not async")
 
 
+class Promise:
+    def __await__(self) -> Iterator[Any]:
+        yield
+
+
 async def test_a_predicate_that_returns_an_awaitable_fails_the_job() -> None:
     """That is seen only when it is asked."""
+    promise: Any = Promise()
+    async with WorkerGroup(fail, retry=Retry(3, on=lambda _: promise)) as workers:
+        with pytest.raises(TypeError, match=r"^on returned <tests.test_hostile.Promise object"):
+            await workers.submit_nowait(1)
 
     async def wants(_error: Exception) -> bool:
         return False

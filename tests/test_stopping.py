@@ -410,6 +410,36 @@ async def test_regression_an_error_of_the_block_is_not_lost_to_a_cancellation() 
     assert {type(error) for error in caught.value.exceptions} == {KeyError, ClosedResourceError}
 
 
+async def test_a_cancellation_in_which_a_group_ends_goes_on() -> None:
+    """Though there was nothing left to do."""
+    with anyio.CancelScope() as scope:
+        async with WorkerGroup(anyio.sleep) as group:
+            await group.submit_nowait(0)
+            # An idle worker has to be waited for.
+            scope.cancel()
+    assert scope.cancelled_caught
+
+
+@on_asyncio
+async def test_several_requests_to_cancel_a_task_are_withdrawn_together(caplog: pytest.LogCaptureFixture) -> None:
+    """Its worker goes on as if there had been none."""
+
+    async def handle(job: int) -> int:
+        if job == 0:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            task.cancel()
+            await anyio.sleep(1)
+        return job
+
+    async with WorkerGroup(handle, workers=1) as group:
+        results = [group.submit_nowait(job) for job in range(3)]
+    assert group.statistics().cancelled == 1
+    assert accounted(group, results)
+    assert not caplog.records
+
+
 async def test_regression_a_cancelled_task_with_a_nursery_of_its_own() -> None:
     """On trio, what it raises then is a group of cancellations."""
 

@@ -27,7 +27,7 @@ from chanflow import Channel, Send, ThreadChannel, _ledger, _threads, select, se
 from chanflow._park import current_home
 from chanflow._state import ChannelState
 from chanflow._threads import Parked, Request
-from tests.conftest import at_rest
+from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -1727,6 +1727,16 @@ async def test_regression_a_batch_is_cancelled_while_a_thread_takes() -> None:
     await jobs[0]
     assert sorted(received) == list(range(100_000))
     assert at_rest(channel)
+
+
+async def test_what_counts_the_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called in each forked process, where nothing else can be asked of it."""
+    handle = Channel[int](1, "c").from_thread()
+    monkeypatch.setattr(_threads.Process, "forks", _threads.Process.forks)
+    _threads.Process.forked()
+    message = "<ThreadChannel of channel 'c'> was made before a fork: its event loop runs in the parent process only"
+    with pytest.raises(RuntimeError, match=whole(message)):
+        handle.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")

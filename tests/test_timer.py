@@ -12,7 +12,7 @@ import anyio
 import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 
-from chanflow import Channel, after, select, select_nowait, ticker
+from chanflow import Channel, Ticker, after, select, select_nowait, ticker
 from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio
@@ -456,3 +456,15 @@ async def test_times_are_numbers() -> None:
         after("1")  # type: ignore[arg-type] # that is the point
     with pytest.raises(TypeError, match=r"^interval must be a number, got None$"):
         ticker(None)  # type: ignore[arg-type] # that is the point
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_ticker_is_closed_after_its_event_loop(backend: str) -> None:
+    """Nobody is left to wake."""
+    tickers: list[Ticker] = []
+
+    async def main() -> None:
+        tickers.append(ticker(1))
+
+    anyio.run(main, backend=backend)
+    tickers[0].close()

@@ -46,7 +46,7 @@ class Process:
         cls.forks += 1
 
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch -- only systems with forks need it
     os.register_at_fork(after_in_child=Process.forked)
 
 
