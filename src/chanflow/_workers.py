@@ -131,10 +131,11 @@ inside: ContextVar[JobResult[Any] | None] = ContextVar("inside", default=None)
 class WorkerGroup(Generic[Job, R]):
     """A bounded number of workers that handle jobs, with a result channel for each job.
 
-    Jobs are started in the order in which they were submitted, each in a copy of the context (`contextvars`) of whoever
-    submitted it. A job that fails fails its result, not the group, and a failure that nobody looks at is logged; so does
-    one that exits, or is cancelled by what it awaits, with a RuntimeError that tells of the cause. Leaving the block normally handles all that was submitted first. Leaving
-    it by an error or a cancellation stops: unfinished results raise ResultCancelledError, and `leftover` has the jobs.
+    Jobs are started in the order in which they were submitted, each in a copy of the context (`contextvars`) of
+    whoever submitted it. A job that fails fails its result, not the group, and a failure that nobody looks at is
+    logged. One that exits, or is cancelled by what it awaits, fails with a RuntimeError that has the cause. Leaving
+    the block normally handles all that was submitted first. Leaving it by an error or a cancellation stops: unfinished
+    results raise ResultCancelledError, and `leftover` has the jobs.
 
     Args:
         handler: called with each job. An async function runs in the event loop; a sync one in a thread. Type checkers
