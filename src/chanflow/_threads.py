@@ -152,7 +152,8 @@ class ThreadChannel(Generic[T]):
         self._check_thread()
         request = None
         with self._lock:
-            self._check_open()
+            if self._ended or self._refusal is not None:
+                self._check_open()
             if self._sending or not self._ledger.send(item):
                 self._lending = True
                 request = Request(item)
@@ -243,7 +244,8 @@ class ThreadChannel(Generic[T]):
             raise RuntimeError(msg)
 
     def _check_thread(self) -> None:
-        self._check_process()
+        if self._forks != Process.forks:
+            self._check_process()
         if self._home.thread == threading.get_ident() and not self._home.ended():
             msg = f"{self!r} would block the event loop of its own thread; use the channel itself there"
             raise RuntimeError(msg)
