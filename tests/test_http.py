@@ -209,12 +209,12 @@ async def living(backend: str) -> int:
     return len(asyncio.all_tasks())
 
 
-def assert_problem(response: Any, status: int, detail: str) -> None:
+def assert_problem(response: Any, status: int, detail: str, kind: str = "about:blank") -> None:
     """See that an answer is this problem and no other."""
     assert (response.status_code, response.json()) == (
         status,
         {
-            "type": "about:blank",
+            "type": kind,
             "title": TITLES.get(status) or HTTPStatus(status).phrase,
             "status": status,
             "detail": detail,
@@ -350,15 +350,17 @@ async def test_idempotency_key() -> None:
         assert (again.status_code, again.json()["id"], again.json()["idempotency_key"]) == (200, task_id, "key")
         assert_problem(
             await client.post("/tasks/double", json={"number": 2}, headers=headers),
-            409,
+            422,
             f"idempotency key 'key' was used for another task: double {task_id}",
+            kind="urn:chanflow:problem:idempotency-key-reused",
         )
         assert (await service.count())[TaskStatus.SUCCESS] == 1
-        for length in (0, 256):
+        for key in ("", "k" * 256, "caf\xe9"):
             assert_problem(
-                await client.post("/tasks/double", headers={"Idempotency-Key": "k" * length}),
+                await client.post("/tasks/double", headers={"Idempotency-Key": key.encode("latin-1")}),  # type: ignore[dict-item]
                 422,
-                f"Idempotency-Key must have 1 to 255 characters, got {length}",
+                "idempotency_key must be 1 to 255 printable ASCII characters without a space at either end, "
+                f"got {key!r}",
             )
         assert (await client.post("/tasks/double", headers={"Idempotency-Key": "k" * 255})).status_code == 202
 
@@ -728,6 +730,7 @@ async def test_get() -> None:
             "error_type": None,
             "error_message": None,
             "progress": None,
+            "priority": 0,
             "idempotency_key": "key",
             "worker": None,
             "cancel_requested": False,
@@ -1523,7 +1526,7 @@ async def test_a_stream_of_a_task_that_cannot_be_asked_for(how: str, monkeypatch
                 del store._records[task_id]
             else:
                 monkeypatch.setattr(store, "get", fail)
-            with fail_after(1.0):
+            with fail_after(6.0):
                 await visit.done.wait()
             assert visit.ended
             assert statuses(visit) == ["pending"]
@@ -1550,7 +1553,7 @@ async def test_waiting_for_a_task_that_cannot_be_asked_for(how: str, monkeypatch
                     del store._records[task_id]
                 elif how == "failed":
                     patch.setattr(store, "get", fail)
-                await sleep(2.0 if how != "closed" else 0.0)
+                await sleep(6.0 if how != "closed" else 0.0)
         with fail_after(1.0):
             await visit.done.wait()
         assert visit.status == (404 if how == "expired" else 503)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.anyio
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
-RECORD = TaskRecord(id="id", name="double", arguments=b"\x80", created_at=1e9, run_at=1e9, queued_at=1e9)
+RECORD = TaskRecord(id="id", name="double", arguments=b"\x80", created_at=1e9, run_at=1e9)
 STEADY = Retry(5, delay=1.0, factor=2.0, jitter=0)
 
 

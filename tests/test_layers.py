@@ -15,7 +15,7 @@ SOURCE = Path(chanflow.__file__).parent
 
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
-    {"_park", "_offload", "_room"},
+    {"_park", "_offload", "_room", "_failure"},
     {"_state", "_signal"},
     {"_retry", "_attempt"},
     {"_channel"},
@@ -31,9 +31,11 @@ TIERS = [
     {"bus"},
     {"tasks.record"},
     {"tasks.store", "tasks._handler"},
-    {"tasks.stores", "tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
+    {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._scripts"},
+    {"tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
     {"tasks._open", "tasks._errors", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
-    {"tasks._runner", "tasks.wire"},
+    {"tasks._dispatch", "tasks._idempotency", "tasks.wire"},
+    {"tasks._bus_dispatch", "tasks._runner"},
     {"tasks.http._problem", "tasks.http._metrics", "tasks.http._openapi", "tasks.http._client"},
     {"tasks.http._request"},
     {"tasks.http._upload"},

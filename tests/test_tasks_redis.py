@@ -93,7 +93,7 @@ NOW = 1000.0
 
 
 def new(number: int) -> TaskRecord:
-    return TaskRecord(id=f"task {number}", name="work", arguments=b"\x80", created_at=NOW, run_at=NOW, queued_at=NOW)
+    return TaskRecord(id=f"task {number}", name="work", arguments=b"\x80", created_at=NOW, run_at=NOW)
 
 
 async def test_what_a_store_remembers_is_only_a_guess() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from anyio import create_task_group
 
 from chanflow._attempt import Attempt
+from chanflow._failure import is_failure, message_of
 from chanflow._retry import Retry, judge
 from chanflow._storage import StorageError
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
@@ -45,7 +46,10 @@ async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
             return
         try:
             await attempt(message)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this message's
+        except BaseException as error:
+            if not is_failure(error):
+                raise
+            # Whatever it is, it is this message's.
             await settle_failure(message, error, retry)
         else:
             if not message.settled:
@@ -55,16 +59,16 @@ async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
         logger.warning("%r was handled, but could not be settled: %s", message, error)
 
 
-async def settle_failure(message: Message, error: Exception, retry: Retry) -> None:
+async def settle_failure(message: Message, error: BaseException, retry: Retry) -> None:
     """Give a message back after a failed attempt, or reject it after the last one."""
     if message.settled:
         logger.error("the handler of %r failed after it had settled it", message, exc_info=error)
         return
-    again, error = judge(retry, error, message.attempt)
+    again, error = judge(retry, cast("Exception", error), message.attempt)
     if again:
         delay = retry.backoff(message.attempt)
         logger.warning("%r failed, and comes again in %.3g s", message, delay, exc_info=error)
         await message.nack(delay)
     else:
         logger.error("%r failed, and becomes a dead letter", message, exc_info=error)
-        await message.reject(f"{type(error).__name__}: {error}")
+        await message.reject(f"{type(error).__name__}: {message_of(error)}")

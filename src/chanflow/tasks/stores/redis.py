@@ -1,88 +1,48 @@
 """Tasks in Redis, which processes on several machines may share."""
 
+# Invariants:
+# 1. A task is a hash: its record, and beside it, once it was claimed, what it was claimed with. Whoever reads it
+#    applies the claim to the record, for a script can't: so a claim is one step on the server.
+# 2. A task that is not at its end is in `later`, by when it is due, or in the queue of its handler, `ready:NAME`, by
+#    its rank, then by when it became due.
+# 3. A change happens to a task as it was read, or not at all; one whose result is there already has happened.
+
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from secrets import token_hex
 from typing import Any
 
 import msgspec
+from anyio import TASK_STATUS_IGNORED, create_task_group, sleep
 from coredis import Redis
-from coredis.exceptions import RedisError
+from coredis.exceptions import RedisError, WrongTypeError
 
 from chanflow._storage import StorageError
-from chanflow.tasks.record import TaskRecord, TaskStatus, expired, looked_for_at
-from chanflow.tasks.store import Change, Store
+from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
+from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
+from chanflow.tasks.stores._gather import Gather
+from chanflow.tasks.stores._scripts import CHANGE, CLAIM, CREATE, DUE, FORGET, PAGE, SET_ASIDE, TIME
 
 __all__ = ["RedisStore"]
 
-# A record is one string, which Redis lets expire by itself. Beside it are sorted sets of ids: all and those of each
-# status, by the order of their making; those to look for, and those that expire, by the time of that. Each script is
-# one step. The keys are made from one prefix, so that they need one Redis, not a cluster.
-CREATE = """
-local prefix, id, record, looked, key = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-if key ~= '' then
-    local there = redis.call('GET', prefix .. 'key:' .. key)
-    local kept = there and redis.call('GET', prefix .. 'task:' .. there)
-    if kept then return kept end
-    redis.call('SET', prefix .. 'key:' .. key, id)
-end
-local number = redis.call('INCR', prefix .. 'number')
-redis.call('SET', prefix .. 'task:' .. id, record)
-redis.call('ZADD', prefix .. 'all', number, id)
-redis.call('ZADD', prefix .. 'status:' .. ARGV[6], number, id)
-if looked ~= '' then redis.call('ZADD', prefix .. 'looked', looked, id) end
-return false
-"""
-CHANGE = """
-local prefix, id, old, new = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local task = prefix .. 'task:' .. id
-if redis.call('GET', task) ~= old then return 0 end
-local looked, ttl, expires, key = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
-if ttl ~= '' then redis.call('SET', task, new, 'PX', ttl) else redis.call('SET', task, new) end
-if ARGV[5] ~= ARGV[6] then
-    redis.call('ZREM', prefix .. 'status:' .. ARGV[5], id)
-    redis.call('ZADD', prefix .. 'status:' .. ARGV[6], redis.call('ZSCORE', prefix .. 'all', id), id)
-end
-if looked ~= '' then redis.call('ZADD', prefix .. 'looked', looked, id)
-else redis.call('ZREM', prefix .. 'looked', id) end
-if expires ~= '' then redis.call('ZADD', prefix .. 'expiring', expires, id)
-else redis.call('ZREM', prefix .. 'expiring', id) end
-if key ~= '' then
-    if ttl ~= '' then redis.call('PEXPIRE', prefix .. 'key:' .. key, ttl)
-    else redis.call('PERSIST', prefix .. 'key:' .. key) end
-end
-return 1
-"""
-FORGET = """
-local prefix = ARGV[1]
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'expiring', '-inf', ARGV[2], 'LIMIT', 0, 1000)) do
-    redis.call('DEL', prefix .. 'task:' .. id)
-    for index = 3, #ARGV do redis.call('ZREM', prefix .. ARGV[index], id) end
-end
-return redis.call('ZCOUNT', prefix .. 'expiring', '-inf', ARGV[2])
-"""
-PAGE = """
-local prefix, chosen, after, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local below = '+inf'
-if after ~= '' then
-    local number = redis.call('ZSCORE', prefix .. 'all', after)
-    if not number then return {} end
-    below = '(' .. number
-end
-local records = {}
-for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', prefix .. chosen, below, '-inf', 'LIMIT', 0, limit)) do
-    table.insert(records, redis.call('GET', prefix .. 'task:' .. id) or nil)
-end
-return records
-"""
-NEGLECTED = """
-return redis.call('ZRANGEBYSCORE', ARGV[1] .. 'looked', '-inf', ARGV[2], 'LIMIT', 0, ARGV[3])
-"""
+logger = logging.getLogger("chanflow.tasks")
+
 MOST_REMEMBERED = 10_000
 LARGEST_REMEMBERED = 1000
 """Bytes."""
-INDEXES = ("all", "looked", "expiring", *(f"status:{status.value}" for status in TaskStatus))
+CLOCK_INTERVAL = 10.0
+"""Seconds from one look at the server's clock to the next."""
+AGAIN = 1.0
+"""Seconds to wait for a server that is away."""
+MOST_TOGETHER = 100
+"""The most changes in one script: nobody else is served meanwhile."""
+
+# A record, and what it was claimed with since the record was written, a line for each claim.
+Kept = tuple[bytes, bytes]
 
 
 class RedisStore(Store):
@@ -99,9 +59,14 @@ class RedisStore(Store):
     def __init__(self, url: str, *, prefix: str = "chanflow:tasks:") -> None:
         self._url = url
         self._prefix = prefix
+        self._writer = token_hex(8)
         self._client: Redis[bytes]
         # What the last tasks that this process made or changed were kept as: mostly they still are.
-        self._last: dict[str, bytes] = {}
+        self._last: dict[str, Kept] = {}
+        self._decode = Decoder()
+        self._listeners: list[Tell] = []
+        self._moved_by: float
+        self._change_together: Gather[tuple[str, Change], TaskRecord | None] = Gather(self._change_all, MOST_TOGETHER)
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
@@ -116,8 +81,7 @@ class RedisStore(Store):
         async with self._calling():
             self._client = await client.__aenter__()
         try:
-            async with self._calling():
-                await self._client.ping()
+            await self._set_clock()
         except BaseException:
             await self.aclose()
             raise
@@ -125,109 +89,282 @@ class RedisStore(Store):
     async def aclose(self) -> None:
         await self._client.__aexit__(None, None, None)
 
+    def now(self) -> float:
+        return self._moved_by + time.monotonic()
+
+    async def _set_clock(self) -> None:
+        """Take the server's time, as of the middle of the question."""
+        asked_at = time.monotonic()
+        seconds, microseconds = await self._run(TIME)
+        self._moved_by = int(seconds) + int(microseconds) / 1e6 - (asked_at + time.monotonic()) / 2
+
     async def _run(self, script: str, *arguments: str | bytes | float) -> Any:
         async with self._calling():
-            return await self._client.eval(script, args=[self._prefix, *arguments])
+            return await self._client.eval(script, args=[self._prefix, self._writer, *arguments])
 
-    async def create(self, record: TaskRecord) -> TaskRecord:
-        if record.idempotency_key is not None:
-            # The key may be that of a task whose time is over.
-            await self.forget(record.created_at)
-        encoded = msgspec.msgpack.encode(record)
-        kept = await self._run(
-            CREATE,
-            record.id,
-            encoded,
-            "" if record.status.is_end else repr(looked_for_at(record)),
-            record.idempotency_key or "",
-            record.status.value,
-        )
-        if kept:
-            return decode(kept)
-        self._remember(record, encoded)
-        return record
+    async def create_many(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        arguments: list[str | bytes | float] = []
+        if any(record.idempotency_key is not None for record in records):
+            # A key may be that of a task whose time is over.
+            await self.forget(max(record.created_at for record in records))
+        encoded = [msgspec.msgpack.encode(record) for record in records]
+        for record, each in zip(records, encoded, strict=True):
+            due = due_at(record)
+            arguments += [
+                record.id,
+                each,
+                record.name,
+                record.status.value,
+                record.priority,
+                "" if due is None else repr(due),
+                "1" if due is not None and due <= record.created_at else "",
+                record.idempotency_key or "",
+                repr(record.run_at),
+            ]
+        kept: list[TaskRecord] = []
+        for record, each, there in zip(records, encoded, await self._run(CREATE, *arguments), strict=True):
+            if not there:
+                self._remember(record.id, (each, b""))
+                self._tell(News(record.id, record.name, record.status, record=record))
+                kept.append(record)
+                continue
+            found = self._read(there[0].decode(), (there[1], there[2] or b""))
+            if found is None:
+                msg = f"the task with the idempotency key {record.idempotency_key!r} can't be read"
+                raise StorageError(msg)
+            kept.append(found)
+        return kept
 
     async def get(self, task_id: str, now: float) -> TaskRecord | None:
-        if (encoded := self._last.get(task_id)) is not None and (last := decode(encoded)).status is TaskStatus.SUCCESS:
-            # It stays so until it expires.
-            return None if expired(last, now) else last
-        encoded = await self._find(task_id)
-        record = None if encoded is None else decode(encoded)
-        return None if record is None or expired(record, now) else record
+        kept = self._last.get(task_id)
+        last = None if kept is None else self._read(task_id, kept)
+        if last is None or last.status is not TaskStatus.SUCCESS:
+            # That would stay so until it expires.
+            kept = await self._find(task_id)
+            last = None if kept is None else self._read(task_id, kept)
+        return None if last is None or expired(last, now) else last
 
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
-        encoded = self._last.pop(task_id, None)
-        remembered = encoded is not None
-        while True:
-            if encoded is None:
-                encoded = await self._find(task_id)
-                if encoded is None:
-                    return None
-            record = decode(encoded)
-            changed = change(record)
-            if changed is not None and await self._replace(record, encoded, changed):
-                return changed
-            if changed is None and not remembered:
+        # Those that come while others are on their way go together.
+        return await self._change_together((task_id, change))
+
+    async def change_many(self, changes: Sequence[tuple[str, Change]]) -> list[TaskRecord | None]:
+        parts = [changes[at : at + MOST_TOGETHER] for at in range(0, len(changes), MOST_TOGETHER)]
+        return [each for part in parts for each in await self._change_all(part)]
+
+    async def _change_all(self, changes: Sequence[tuple[str, Change]]) -> list[TaskRecord | None]:
+        results: list[TaskRecord | None] = [None] * len(changes)
+        # First as they are remembered, then as they are.
+        guesses = {task_id: self._last.pop(task_id, None) for task_id, _ in changes}
+        waiting = dict(enumerate(changes))
+        while waiting:
+            tried: dict[int, tuple[TaskRecord, Kept, TaskRecord]] = {}
+            tasks: set[str] = set()
+            for index, (task_id, change) in list(waiting.items()):
+                if task_id in tasks:
+                    # One change of a task after the other.
+                    continue
+                tasks.add(task_id)
+                guess = guesses.pop(task_id, None)
+                kept = guess or await self._find(task_id)
+                record = None if kept is None else self._read(task_id, kept)
+                changed = None if record is None else change(record)
+                if record is not None and kept is not None and changed is not None and changed != record:
+                    tried[index] = record, kept, changed
+                elif guess is None:
+                    results[index] = changed
+                    del waiting[index]
+            for index, done in zip(tried, await self._replace(tried.values()), strict=True):
+                if done:
+                    results[index] = tried[index][2]
+                    del waiting[index]
+        return results
+
+    async def _find(self, task_id: str) -> Kept | None:
+        try:
+            async with self._calling():
+                record, claimed = await self._client.hmget(f"{self._prefix}task:{task_id}", ["r", "c"])
+        except StorageError as error:
+            if isinstance(error.__cause__, WrongTypeError):
+                # Somebody else's.
+                self._decode(task_id, b"")
                 return None
-            # Somebody else has changed it.
-            encoded, remembered = None, False
+            raise
+        return None if record is None else (record, claimed or b"")
 
-    async def _find(self, task_id: str) -> bytes | None:
-        async with self._calling():
-            return await self._client.get(f"{self._prefix}task:{task_id}")
+    def _read(self, task_id: str, kept: Kept) -> TaskRecord | None:
+        """Read a record, and apply the claims that there were since it was written."""
+        encoded, claims = kept
+        record = self._decode(task_id, encoded)
+        for each in claims.decode().splitlines():
+            worker, now, lease_until = each.rsplit(" ", 2)
+            if record is not None:
+                # It was due by the clock of whoever said so, which may be a little ahead of the other's.
+                begun_at = max(float(now), record.run_at, record.lease_until or 0.0)
+                record = claim(record, worker=worker, now=begun_at, lease_until=float(lease_until))
+        return record
 
-    def _remember(self, record: TaskRecord, encoded: bytes) -> None:
-        if len(encoded) <= LARGEST_REMEMBERED:
-            self._last[record.id] = encoded
+    def _remember(self, task_id: str, kept: Kept) -> None:
+        if len(kept[0]) <= LARGEST_REMEMBERED:
+            self._last[task_id] = kept
             if len(self._last) > MOST_REMEMBERED:
                 del self._last[next(iter(self._last))]
 
-    async def _replace(self, record: TaskRecord, encoded: bytes, changed: TaskRecord) -> bool:
-        """Put a task in the place of what it was, unless it isn't that any more."""
-        new = msgspec.msgpack.encode(changed)
-        ttl = expires = ""
-        if changed.expires_at is not None and changed.finished_at is not None:
-            # A key can't expire at once.
-            ttl = str(max(int((changed.expires_at - changed.finished_at) * 1000), 1))
-            expires = repr(changed.expires_at)
-        looked = "" if changed.status.is_end else repr(looked_for_at(changed))
-        replaced = await self._run(
-            CHANGE,
-            record.id,
-            encoded,
-            new,
-            record.status.value,
-            changed.status.value,
-            looked,
-            ttl,
-            expires,
-            record.idempotency_key or "",
-        )
-        if replaced:
-            self._remember(changed, new)
-        return bool(replaced)
+    async def _replace(self, tried: Iterable[tuple[TaskRecord, Kept, TaskRecord]]) -> list[bool]:
+        """Put tasks in the place of what they were, each unless it isn't that any more."""
+        arguments: list[str | bytes | float] = []
+        encoded: list[bytes] = []
+        news = []
+        for record, kept, changed in tried:
+            new = msgspec.msgpack.encode(changed)
+            ttl = expires = ""
+            if changed.expires_at is not None and changed.finished_at is not None:
+                # A key can't expire at once.
+                ttl = str(max(int((changed.expires_at - changed.finished_at) * 1000), 1))
+                expires = repr(changed.expires_at)
+            due = due_at(changed)
+            each = news_of(record, changed)
+            encoded.append(new)
+            news.append(each)
+            arguments += [
+                record.id,
+                *kept,
+                new,
+                changed.status.value,
+                "" if due is None else repr(due),
+                ttl,
+                expires,
+                record.idempotency_key or "",
+                "" if each is None else "1",
+                "1" if changed.cancel_requested else "",
+                repr(changed.run_at),
+            ]
+        if not arguments:
+            return []
+        done = [bool(each) for each in await self._run(CHANGE, *arguments)]
+        for (record, _, _), new, each, is_done in zip(tried, encoded, news, done, strict=True):
+            if is_done:
+                self._remember(record.id, (new, b""))
+                if each is not None:
+                    self._tell(each)
+        return done
+
+    # What is due
+
+    async def claim(
+        self,
+        names: Mapping[str, int | None],
+        *,
+        worker: str,
+        now: float,
+        lease_until: float,
+        limit: int,
+        task_id: str | None = None,
+    ) -> Claimed:
+        limits = [each for name, most in names.items() for each in (name, "" if most is None else most)]
+        next_at, *found = await self._run(CLAIM, worker, repr(now), repr(lease_until), limit, task_id or "", *limits)
+        runs: list[TaskRecord] = []
+        for each_id, kept in triples(found):
+            run = self._read(each_id, kept)
+            if run is None:
+                await self._run(SET_ASIDE, each_id)
+            elif run.worker == worker:
+                self._remember(each_id, kept)
+                self._tell(News(each_id, run.name, run.status, run.cancel_requested, run))
+                runs.append(run)
+        return Claimed(runs, now if len(found) >= 3 * limit else float(next_at) if next_at else None)
+
+    async def due(self, names: Sequence[str], now: float, limit: int) -> Claimed:
+        next_at, *found = await self._run(DUE, repr(now), limit, *names)
+        records = [record for each_id, kept in triples(found) if (record := self._read(each_id, kept)) is not None]
+        return Claimed(records, float(next_at) if next_at else None)
+
+    # Looking around
 
     async def page(
         self, now: float, *, status: TaskStatus | None = None, after: str | None = None, limit: int = 100
     ) -> Sequence[TaskRecord]:
         await self.forget(now)
-        chosen = "all" if status is None else f"status:{status.value}"
-        return [decode(each) for each in await self._run(PAGE, chosen, after or "", limit)]
+        records: list[TaskRecord] = []
+        while len(records) < limit:
+            wanted = limit - len(records)
+            found = await self._run(PAGE, "all" if status is None else f"status:{status.value}", after or "", wanted)
+            for each_id, kept in triples(found):
+                after = each_id
+                record = self._read(each_id, kept)
+                if record is not None:
+                    records.append(record)
+            if len(found) < 3 * wanted:
+                break
+        return records
 
     async def count(self, now: float) -> dict[TaskStatus, int]:
         await self.forget(now)
         async with self._calling():
             return {status: await self._client.zcard(f"{self._prefix}status:{status.value}") for status in TaskStatus}
 
-    async def neglected(self, since: float, limit: int) -> Sequence[str]:
-        return [task_id.decode() for task_id in await self._run(NEGLECTED, repr(since), limit)]
-
     async def forget(self, now: float) -> None:
         # A part at a time, since nobody else is served meanwhile.
-        while await self._run(FORGET, repr(now), *INDEXES):
+        while await self._run(FORGET, repr(now)):
             pass
 
+    # News
 
-def decode(encoded: bytes) -> TaskRecord:
-    """Read a record."""
-    return msgspec.msgpack.decode(encoded, type=TaskRecord)
+    def _tell(self, news: News | None) -> None:
+        for tell in self._listeners:
+            tell(news)
+
+    async def news(self, tell: Tell, *, task_status: TaskStarted = TASK_STATUS_IGNORED) -> None:
+        self._listeners.append(tell)
+        try:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._keep_time)
+                await tasks.start(self._retry, self._listen, tell)
+                task_status.started()
+        finally:
+            self._listeners.remove(tell)
+
+    async def _keep_time(self) -> None:
+        while True:
+            await sleep(CLOCK_INTERVAL)
+            try:
+                await self._set_clock()
+            except StorageError as error:
+                logger.warning("the clock can't be read: %s", error)
+
+    async def _retry(
+        self, step: Callable[..., Awaitable[None]], tell: Tell, *, task_status: TaskStarted = TASK_STATUS_IGNORED
+    ) -> None:
+        while True:
+            try:
+                await step(tell, task_status)
+            except* (StorageError, RedisError, OSError) as error:
+                logger.warning("%s tells no news, which is tried again: %s", self._url, error.exceptions[0])
+            task_status.started()
+            await sleep(AGAIN)
+
+    async def _listen(self, tell: Tell, task_status: TaskStarted) -> None:
+        channel = f"{self._prefix}news"
+        async with self._client.pubsub(channels=[channel]) as messages:
+            async for message in messages:
+                data = message["data"]
+                if not isinstance(data, bytes):
+                    # That it has been subscribed to, for the first time or once more.
+                    task_status.started()
+                    tell(None)
+                    continue
+                writer, *changes = msgspec.msgpack.decode(data)
+                if writer != self._writer:
+                    if not changes:
+                        # Too many to be told.
+                        tell(None)
+                    for task_id, name, status, cancelling in changes:
+                        tell(News(task_id, name, TaskStatus(status), bool(cancelling)))
+
+
+def triples(found: Sequence[bytes | None]) -> Iterator[tuple[str, Kept]]:
+    """Give what a script has found: ids, each with the record and the claim."""
+    for at in range(0, len(found), 3):
+        task_id, record, claimed = found[at : at + 3]
+        assert task_id is not None
+        yield task_id.decode(), (record or b"", claimed or b"")
