@@ -316,9 +316,8 @@ def create(log: Log, record: TaskRecord) -> TaskRecord:
 
 def change_one(log: Log, task_id: str, change: Change) -> TaskRecord | None:
     """Change a task."""
-    for number, encoded in log.connection.execute(
-        "SELECT number, record FROM tasks WHERE id = ?", [task_id]
-    ).fetchall():
+    rows = log.connection.execute("SELECT number, record FROM tasks WHERE id = ?", [task_id]).fetchall()
+    for number, encoded in rows:
         record = log.decode(task_id, encoded)
         changed = None if record is None else change(record)
         if record is not None and changed is not None and changed != record:
