@@ -102,8 +102,8 @@ class Bell:
             latest = ask().fetchone()
             if latest != version:
                 version = latest
-                changed_at = monotonic()
                 if news := self._read(connection):
+                    changed_at = monotonic()
                     self._home.call_soon(partial(self._hand_over, news))
             if monotonic() - seen_at > LOOK_INTERVAL:
                 seen_at = monotonic()

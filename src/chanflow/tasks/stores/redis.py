@@ -11,21 +11,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache, partial
+from hashlib import sha1
 from secrets import token_hex
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from anyio import TASK_STATUS_IGNORED, create_task_group, sleep
 from coredis import Redis
-from coredis.exceptions import RedisError, WrongTypeError
+from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
 
 from chanflow._storage import StorageError
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._gather import Gather
-from chanflow.tasks.stores._scripts import CHANGE, CLAIM, CREATE, DUE, FORGET, PAGE, SET_ASIDE, TIME
+from chanflow.tasks.stores._scripts import DUE, FORGET, PAGE, SET_ASIDE, STEPS, TIME
 
 __all__ = ["RedisStore"]
 
@@ -39,10 +41,14 @@ CLOCK_INTERVAL = 10.0
 AGAIN = 1.0
 """Seconds to wait for a server that is away."""
 MOST_TOGETHER = 100
-"""The most changes in one script: nobody else is served meanwhile."""
+"""The most steps in one script: nobody else is served meanwhile."""
 
 # A record, and what it was claimed with since the record was written, a line for each claim.
-Kept = tuple[bytes, bytes]
+Kept: TypeAlias = tuple[bytes, bytes]
+# What is to be done, and its arguments.
+Step: TypeAlias = tuple[str, Sequence[str | bytes | float]]
+
+digest = cache(lambda script: sha1(script.encode(), usedforsecurity=False).hexdigest())
 
 
 class RedisStore(Store):
@@ -66,7 +72,9 @@ class RedisStore(Store):
         self._decode = Decoder()
         self._listeners: list[Tell] = []
         self._moved_by: float
-        self._change_together: Gather[tuple[str, Change], TaskRecord | None] = Gather(self._change_all, MOST_TOGETHER)
+        # How many subscriptions to the news are our own.
+        self._listens = 0
+        self._step: Gather[Step, Any] = Gather(self._take_steps, MOST_TOGETHER)
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
@@ -100,7 +108,16 @@ class RedisStore(Store):
 
     async def _run(self, script: str, *arguments: str | bytes | float) -> Any:
         async with self._calling():
-            return await self._client.eval(script, args=[self._prefix, self._writer, *arguments])
+            try:
+                return await self._client.evalsha(digest(script), args=[self._prefix, *arguments])
+            except NoScriptError:
+                return await self._client.eval(script, args=[self._prefix, *arguments])
+
+    async def _take_steps(self, steps: Sequence[Step]) -> list[Any]:
+        """Take steps in one go, in their order: those that come while others are on their way go together."""
+        arguments = [each for kind, given in steps for each in (kind, len(given), *given)]
+        results: list[Any] = await self._run(STEPS, self._writer, self._listens, *arguments)
+        return results
 
     async def create_many(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
         arguments: list[str | bytes | float] = []
@@ -122,7 +139,7 @@ class RedisStore(Store):
                 repr(record.run_at),
             ]
         kept: list[TaskRecord] = []
-        for record, each, there in zip(records, encoded, await self._run(CREATE, *arguments), strict=True):
+        for record, each, there in zip(records, encoded, await self._step(("create", arguments)), strict=True):
             if not there:
                 self._remember(record.id, (each, b""))
                 self._tell(News(record.id, record.name, record.status, record=record))
@@ -145,39 +162,33 @@ class RedisStore(Store):
         return None if last is None or expired(last, now) else last
 
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
-        # Those that come while others are on their way go together.
-        return await self._change_together((task_id, change))
+        # First as it is remembered, then as it is.
+        kept = self._last.pop(task_id, None)
+        is_guess = kept is not None
+        while True:
+            kept = kept or await self._find(task_id)
+            record = None if kept is None else self._read(task_id, kept)
+            changed = None if record is None else change(record)
+            if record is None or kept is None or changed is None or changed == record:
+                if not is_guess:
+                    return changed
+            elif await self._replace(record, kept, changed):
+                return changed
+            # Somebody else has changed it.
+            kept, is_guess = None, False
 
     async def change_many(self, changes: Sequence[tuple[str, Change]]) -> list[TaskRecord | None]:
-        parts = [changes[at : at + MOST_TOGETHER] for at in range(0, len(changes), MOST_TOGETHER)]
-        return [each for part in parts for each in await self._change_all(part)]
-
-    async def _change_all(self, changes: Sequence[tuple[str, Change]]) -> list[TaskRecord | None]:
         results: list[TaskRecord | None] = [None] * len(changes)
-        # First as they are remembered, then as they are.
-        guesses = {task_id: self._last.pop(task_id, None) for task_id, _ in changes}
-        waiting = dict(enumerate(changes))
-        while waiting:
-            tried: dict[int, tuple[TaskRecord, Kept, TaskRecord]] = {}
-            tasks: set[str] = set()
-            for index, (task_id, change) in list(waiting.items()):
-                if task_id in tasks:
-                    # One change of a task after the other.
-                    continue
-                tasks.add(task_id)
-                guess = guesses.pop(task_id, None)
-                kept = guess or await self._find(task_id)
-                record = None if kept is None else self._read(task_id, kept)
-                changed = None if record is None else change(record)
-                if record is not None and kept is not None and changed is not None and changed != record:
-                    tried[index] = record, kept, changed
-                elif guess is None:
-                    results[index] = changed
-                    del waiting[index]
-            for index, done in zip(tried, await self._replace(tried.values()), strict=True):
-                if done:
-                    results[index] = tried[index][2]
-                    del waiting[index]
+        by_task: dict[str, list[int]] = {}
+        for index, (task_id, _) in enumerate(changes):
+            by_task.setdefault(task_id, []).append(index)
+
+        async def change_all(indexes: Sequence[int]) -> None:
+            # Those of one task one after the other.
+            for index in indexes:
+                results[index] = await self.change(*changes[index])
+
+        await side_by_side([partial(change_all, indexes) for indexes in by_task.values()])
         return results
 
     async def _find(self, task_id: str) -> Kept | None:
@@ -210,44 +221,35 @@ class RedisStore(Store):
             if len(self._last) > MOST_REMEMBERED:
                 del self._last[next(iter(self._last))]
 
-    async def _replace(self, tried: Iterable[tuple[TaskRecord, Kept, TaskRecord]]) -> list[bool]:
-        """Put tasks in the place of what they were, each unless it isn't that any more."""
-        arguments: list[str | bytes | float] = []
-        encoded: list[bytes] = []
-        news = []
-        for record, kept, changed in tried:
-            new = msgspec.msgpack.encode(changed)
-            ttl = expires = ""
-            if changed.expires_at is not None and changed.finished_at is not None:
-                # A key can't expire at once.
-                ttl = str(max(int((changed.expires_at - changed.finished_at) * 1000), 1))
-                expires = repr(changed.expires_at)
-            due = due_at(changed)
-            each = news_of(record, changed)
-            encoded.append(new)
-            news.append(each)
-            arguments += [
-                record.id,
-                *kept,
-                new,
-                changed.status.value,
-                "" if due is None else repr(due),
-                ttl,
-                expires,
-                record.idempotency_key or "",
-                "" if each is None else "1",
-                "1" if changed.cancel_requested else "",
-                repr(changed.run_at),
-            ]
-        if not arguments:
-            return []
-        done = [bool(each) for each in await self._run(CHANGE, *arguments)]
-        for (record, _, _), new, each, is_done in zip(tried, encoded, news, done, strict=True):
-            if is_done:
-                self._remember(record.id, (new, b""))
-                if each is not None:
-                    self._tell(each)
-        return done
+    async def _replace(self, record: TaskRecord, kept: Kept, changed: TaskRecord) -> bool:
+        """Put a task in the place of what it was, unless it isn't that any more."""
+        new = msgspec.msgpack.encode(changed)
+        ttl = expires = ""
+        if changed.expires_at is not None and changed.finished_at is not None:
+            # A key can't expire at once.
+            ttl = str(max(int((changed.expires_at - changed.finished_at) * 1000), 1))
+            expires = repr(changed.expires_at)
+        due = due_at(changed)
+        news = news_of(record, changed)
+        arguments = [
+            record.id,
+            *kept,
+            new,
+            changed.status.value,
+            "" if due is None else repr(due),
+            ttl,
+            expires,
+            record.idempotency_key or "",
+            "" if news is None else "1",
+            "1" if changed.cancel_requested else "",
+            repr(changed.run_at),
+        ]
+        if not await self._step(("change", arguments)):
+            return False
+        self._remember(record.id, (new, b""))
+        if news is not None:
+            self._tell(news)
+        return True
 
     # What is due
 
@@ -262,7 +264,8 @@ class RedisStore(Store):
         task_id: str | None = None,
     ) -> Claimed:
         limits = [each for name, most in names.items() for each in (name, "" if most is None else most)]
-        next_at, *found = await self._run(CLAIM, worker, repr(now), repr(lease_until), limit, task_id or "", *limits)
+        arguments = [worker, repr(now), repr(lease_until), limit, task_id or "", *limits]
+        next_at, *found = await self._step(("claim", arguments))
         runs: list[TaskRecord] = []
         for each_id, kept in triples(found):
             run = self._read(each_id, kept)
@@ -343,9 +346,17 @@ class RedisStore(Store):
             task_status.started()
             await sleep(AGAIN)
 
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        self._listens += 1
+        try:
+            yield
+        finally:
+            self._listens -= 1
+
     async def _listen(self, tell: Tell, task_status: TaskStarted) -> None:
         channel = f"{self._prefix}news"
-        async with self._client.pubsub(channels=[channel]) as messages:
+        async with self._client.pubsub(channels=[channel]) as messages, self._listening():
             async for message in messages:
                 data = message["data"]
                 if not isinstance(data, bytes):
@@ -360,6 +371,23 @@ class RedisStore(Store):
                         tell(None)
                     for task_id, name, status, cancelling in changes:
                         tell(News(task_id, name, TaskStatus(status), bool(cancelling)))
+
+
+async def side_by_side(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Take steps at the same time; the first error of all is raised once all have ended."""
+    errors: list[StorageError] = []
+
+    async def take(step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except StorageError as error:
+            errors.append(error)
+
+    async with create_task_group() as tasks:
+        for step in steps:
+            tasks.start_soon(take, step)
+    if errors:
+        raise errors[0]
 
 
 def triples(found: Sequence[bytes | None]) -> Iterator[tuple[str, Kept]]:

@@ -79,7 +79,7 @@ class SqliteStore(Store):
         self._clock: Callable[[], float]
         self._decode = Decoder()
         self._listeners: list[Tell] = []
-        # Whether the last claim left nothing.
+        # Whether the last claim left nothing, and nothing has come from here since.
         self._empty = True
 
     async def open(self) -> None:
@@ -149,8 +149,9 @@ class SqliteStore(Store):
             runs = [run for each in numbers if (run := begin_run(log, each, worker, now, lease_until)) is not None]
             return runs, now if len(numbers) == limit else next_later(connection), log.end()
 
+        self._empty = True
         runs, next_at, news = await self._write(begin)
-        self._empty = len(runs) < limit
+        self._empty = self._empty and len(runs) < limit
         self._tell(news)
         return Claimed(runs, next_at)
 
@@ -229,6 +230,8 @@ class SqliteStore(Store):
 
     def _tell(self, news: Iterable[News | None]) -> None:
         for each in news:
+            if each is not None and each.status is TaskStatus.PENDING:
+                self._empty = False
             for tell in self._listeners:
                 tell(each)
 
