@@ -230,9 +230,9 @@ async def test_what_is_sent() -> None:
     assert "authorization" not in asked[0].headers
     assert [dict(request.url.params) for request in asked[:3]] == [{}, {"delay": repr(0.1 + 0.2)}, {}]
     keys = [request.headers["idempotency-key"] for request in asked[:3]]
-    assert len(keys[0]) == len(keys[1]) == 32
+    assert len(keys[0]) == len(keys[1]) == 34
     assert keys[0] != keys[1]
-    assert keys[2] == "key"
+    assert keys[2] == '"key"'
     assert all(request.extensions["timeout"]["read"] == 7.0 for request in asked)
 
 

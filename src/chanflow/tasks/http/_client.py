@@ -23,6 +23,7 @@ from chanflow.tasks._errors import (
     UnknownTaskError,
 )
 from chanflow.tasks._handler import ArgumentError
+from chanflow.tasks._idempotency import check_key
 from chanflow.tasks.record import TaskRecord, TaskStatus
 from chanflow.tasks.wire import KEY_REUSED, from_json
 
@@ -116,6 +117,7 @@ class TaskClient:
             ArgumentError: the arguments don't fit the handler, or can't be sent.
             IdempotencyError: the key was used for another task or other arguments.
             ServiceError: the service can't be reached, or refuses.
+            ValueError, TypeError: another argument is not as for `TaskService.submit`.
 
         Cancellation:
             The task may have been submitted nevertheless.
@@ -127,7 +129,8 @@ class TaskClient:
             msg = f"arguments of {name} can't be sent: {error}"
             raise ArgumentError(msg) from error
         key = token_hex(16) if idempotency_key is None else idempotency_key
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        check_key(key)
+        headers = {"Content-Type": "application/json", "Idempotency-Key": quoted(key)}
         parameters = {"delay": repr(float(delay))} if delay else {}
         if priority:
             parameters["priority"] = str(priority)
@@ -309,6 +312,12 @@ class TaskClient:
         if kind is not None and response.headers.get("content-type") == "application/problem+json":
             return kind(detail)
         return ServiceError(f"{self._url}: {response.status_code} {detail}", response.status_code)
+
+
+def quoted(key: str) -> str:
+    """Make a string of RFC 9651 of a key, as the draft wants it."""
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 async def pause(until: float) -> None:

@@ -22,7 +22,7 @@ __all__ = ["Bell"]
 
 logger = logging.getLogger("chanflow.tasks")
 
-INTERVAL = 0.001, 0.005
+INTERVAL = 0.001, 0.008
 """The least and the most seconds from one look to the next."""
 SHARE = 0.02
 """In between, it is this part of the time since something was found."""
