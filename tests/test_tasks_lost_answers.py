@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ class Proxy:
         self.lost = 0
         self.every = 1
         self._answers = 0
+        self.before_loss: Callable[[], Awaitable[None]] | None = None
 
     async def serve(self, client: ByteStream) -> None:
         async with client, await connect_unix(self._path) as server:
@@ -68,6 +69,8 @@ class Proxy:
                 self._answers += is_step
                 if self.lose and is_step and self._answers % self.every == 0:
                     self.lost += 1
+                    if self.before_loss is not None:
+                        await self.before_loss()
                     return
                 await client.send(data)
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -152,21 +155,18 @@ async def test_each_step_is_safe_to_repeat() -> None:
 async def test_a_repeated_step_does_not_overwrite_what_came_after_it() -> None:
     """Between the two, another process may have begun or ended the task."""
     async with losing_answers() as (proxy, url, direct), opened(url) as store, opened(direct) as other:
-        proxy.lose = True
 
         async def meddle() -> None:
-            while not proxy.lost:  # noqa: ASYNC110 -- as above
-                await sleep(0.001)
             [run] = (await other.claim({"work": None}, worker="b", now=NOW, lease_until=NOW + 9, limit=1)).records
             await other.change(
                 run.id, partial(finish, worker="b", status=TaskStatus.SUCCESS, now=NOW, ttl=1000.0, result=b"\x07")
             )
             proxy.lose = False
 
-        async with create_task_group() as tasks:
-            tasks.start_soon(meddle)
-            with fail_after(10.0):
-                kept = await store.create(task(1))
+        proxy.before_loss, proxy.lose = meddle, True
+        with fail_after(10.0):
+            kept = await store.create(task(1))
+        assert proxy.lost == 1
         found = await other.get("task 1", NOW)
         assert found is not None
         assert (found.status, found.result) == (TaskStatus.SUCCESS, b"\x07")
