@@ -167,7 +167,9 @@ async def test_a_repeated_step_does_not_overwrite_what_came_after_it() -> None:
         with fail_after(10.0):
             kept = await store.create(task(1))
         assert proxy.lost == 1
-        found = await other.get("task 1", NOW)
+        # By somebody who remembers nothing of it.
+        async with opened(direct) as fresh:
+            found = await fresh.get("task 1", NOW)
         assert found is not None
         assert (found.status, found.result) == (TaskStatus.SUCCESS, b"\x07")
         assert kept.id == "task 1"
