@@ -130,8 +130,8 @@ class Runner:
         self._freed.send_all()
 
     def hear(self, news: News) -> None:
-        """Be told of a change of a task: its cancellation may be asked for."""
-        if news.cancel_requested and news.status is TaskStatus.RUNNING:
+        """Be told of a change of a task whose cancellation was asked for."""
+        if news.status is TaskStatus.RUNNING:
             for run in self._runs:
                 if run.record.id == news.id and not run.cancelled:
                     run.cancelled = True

@@ -241,9 +241,10 @@ class TaskService:
 
     def _hear(self, news: News | None) -> None:
         """Be told of a change of a task."""
-        self._watches.tell(news)
+        if self._watches:
+            self._watches.tell(news)
         self._dispatch.hear(news)
-        if news is not None:
+        if news is not None and news.cancel_requested:
             self._runner.hear(news)
 
     async def __aexit__(

@@ -111,15 +111,16 @@ class Bell:
                     self._stop.set()
 
     def _read(self, connection: sqlite3.Connection) -> list[News | None]:
+        """Read what others have written since the last time."""
         assert self._last is not None
-        query = "SELECT number, writer, id, name, status, cancelling FROM news WHERE number > ? ORDER BY number"
-        rows: list[Any] = connection.execute(query, [self._last]).fetchall()
-        if not rows:
-            return []
+        # In one transaction, or what is written in between would be passed over.
+        connection.execute("BEGIN")
+        first, last = connection.execute("SELECT min(number), max(number) FROM news").fetchone()
+        query = "SELECT id, name, status, cancelling FROM news WHERE number > ? AND writer != ? ORDER BY number"
+        rows: list[Any] = connection.execute(query, [self._last, self._writer]).fetchall()
+        connection.execute("COMMIT")
         # Some may have been deleted before they were read.
-        news: list[News | None] = [None] if rows[0][0] > self._last + 1 else []
-        self._last = rows[-1][0]
-        for _, writer, task_id, name, status, cancelling in rows:
-            if writer != self._writer:
-                news.append(News(task_id, name, STATUSES[status], bool(cancelling)))
-        return news
+        missed = first is not None and first > self._last + 1
+        self._last = last or 0
+        told = [News(task_id, name, STATUSES[status], bool(cancelling)) for task_id, name, status, cancelling in rows]
+        return [None, *told] if missed else [*told]

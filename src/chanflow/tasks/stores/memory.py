@@ -124,8 +124,9 @@ class MemoryStore(Store):
     def _note(self, before: TaskRecord | None, after: TaskRecord) -> None:
         """Keep a record, count it, and tell of it."""
         self._records[after.id] = after
-        self._count(before, -1)
-        self._count(after, 1)
+        if before is None or before.status is not after.status:
+            self._count(before, -1)
+            self._count(after, 1)
         if self._listeners:
             news = news_of(before, after)
             if news is not None:

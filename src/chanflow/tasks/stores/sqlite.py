@@ -15,7 +15,7 @@ from heapq import nsmallest
 from itertools import islice
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from anyio import TASK_STATUS_IGNORED, sleep_forever
@@ -28,6 +28,8 @@ from chanflow.tasks.stores._bell import Bell
 __all__ = ["SqliteStore"]
 
 T = TypeVar("T")
+# What `COLUMNS` names.
+Chosen: TypeAlias = tuple[Any, ...]
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS tasks (
@@ -43,7 +45,8 @@ CREATE TABLE IF NOT EXISTS tasks (
     record BLOB NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS tasks_by_key ON tasks (idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE INDEX IF NOT EXISTS tasks_by_status ON tasks (status, number);
+CREATE INDEX IF NOT EXISTS tasks_open ON tasks (number) WHERE due_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS tasks_ended ON tasks (status, number) WHERE due_at IS NULL;
 CREATE INDEX IF NOT EXISTS tasks_ready ON tasks (name, rank DESC, due_at, number) WHERE rank IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_later ON tasks (due_at) WHERE rank IS NULL AND due_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at, name, status) WHERE expires_at IS NOT NULL;
@@ -141,13 +144,14 @@ class SqliteStore(Store):
 
         def begin(connection: Connection) -> tuple[list[TaskRecord], float | None, list[News]]:
             log = self._log(connection)
-            promote(connection, now)
-            if task_id is None:
-                numbers = [row[-1] for row in choose(connection, names, limit)]
-            else:
-                numbers = choose_one(connection, names, task_id)
-            runs = [run for each in numbers if (run := begin_run(log, each, worker, now, lease_until)) is not None]
-            return runs, now if len(numbers) == limit else next_later(connection), log.end()
+            next_at = promote(connection, now)
+            chosen = choose(connection, names, limit) if task_id is None else choose_one(connection, names, task_id)
+            runs = [run for each in chosen if (run := begin_run(log, each, worker, now, lease_until)) is not None]
+            if len(chosen) == limit:
+                next_at = now
+            elif runs:
+                next_at = min(lease_until, lease_until if next_at is None else next_at)
+            return runs, next_at, log.end()
 
         self._empty = True
         runs, next_at, news = await self._write(begin)
@@ -175,7 +179,7 @@ class SqliteStore(Store):
             query = f"SELECT id, record FROM tasks WHERE {THERE}"  # noqa: S608 -- no one else's words
             arguments: list[Any] = [now]
             if status is not None:
-                query += " AND status = ?"
+                query += f" AND status = ? AND due_at IS {'NULL' if status.is_end else 'NOT NULL'}"
                 arguments.append(status.value)
             if after is not None:
                 query += " AND number < (SELECT number FROM tasks WHERE id = ?)"
@@ -356,40 +360,50 @@ def next_later(connection: Connection) -> float | None:
     return due
 
 
-def promote(connection: Connection, now: float) -> None:
-    """Give a rank to what has become due."""
-    connection.execute(
-        "UPDATE tasks SET rank = iif(status = 'running', ?, priority) WHERE number IN"
-        " (SELECT number FROM tasks WHERE rank IS NULL AND due_at <= ? ORDER BY due_at LIMIT ?)",
-        [LOST, now, PART],
-    )
+def promote(connection: Connection, now: float) -> float | None:
+    """Give a rank to what has become due, and tell when the next one is."""
+    next_at = next_later(connection)
+    if next_at is not None and next_at <= now:
+        connection.execute(
+            "UPDATE tasks SET rank = iif(status = 'running', ?, priority) WHERE number IN"
+            " (SELECT number FROM tasks WHERE rank IS NULL AND due_at <= ? ORDER BY due_at LIMIT ?)",
+            [LOST, now, PART],
+        )
+        next_at = next_later(connection)
+    return next_at
 
 
-def choose(connection: Connection, names: Mapping[str, int | None], limit: int) -> list[tuple[float, float, int]]:
-    """Choose the tasks that come first, as entries that can be compared, with their numbers at the end."""
-    entries: list[tuple[float, float, int]] = []
+COLUMNS = "number, id, name, status, record"
+
+
+def choose(connection: Connection, names: Mapping[str, int | None], limit: int) -> list[Chosen]:
+    """Choose the tasks that come first."""
+    found: list[tuple[Any, ...]] = []
     query = (
-        "SELECT -rank, due_at, number FROM tasks WHERE name = ? AND rank {} ?"
+        f"SELECT -rank, due_at, {COLUMNS} FROM tasks WHERE name = ? AND rank {{}} ?"  # noqa: S608 -- no one else's words
         " ORDER BY rank DESC, due_at, number LIMIT ?"
     )
     for name, most in names.items():
         if most is None:
-            entries += connection.execute(query.format("<="), [name, LOST, limit])
+            found += connection.execute(query.format("<="), [name, LOST, limit])
             continue
         # Those that are lost count already.
-        entries += connection.execute(query.format("="), [name, LOST, limit])
+        found += connection.execute(query.format("="), [name, LOST, limit])
         room = min(limit, most - running(connection, name))
         if room > 0:
-            entries += connection.execute(query.format("<"), [name, LOST, room])
-    return nsmallest(limit, entries)
+            found += connection.execute(query.format("<"), [name, LOST, room])
+    # No two have the same number, so that nothing behind it is compared.
+    return [each[2:] for each in (nsmallest(limit, found) if len(names) > 1 else found[:limit])]
 
 
-def choose_one(connection: Connection, names: Mapping[str, int | None], task_id: str) -> list[int]:
+def choose_one(connection: Connection, names: Mapping[str, int | None], task_id: str) -> list[Chosen]:
     """Choose a task, if it is wanted."""
-    for number, name, status in connection.execute("SELECT number, name, status FROM tasks WHERE id = ?", [task_id]):
+    query = f"SELECT {COLUMNS} FROM tasks WHERE id = ?"  # noqa: S608 -- as above
+    for chosen in connection.execute(query, [task_id]).fetchall():
+        name, status = chosen[2], chosen[3]
         most = names.get(name, 0)
         if most is None or status == TaskStatus.RUNNING.value or running(connection, name) < most:
-            return [number] if name in names else []
+            return [chosen] if name in names else []
     return []
 
 
@@ -400,11 +414,9 @@ def running(connection: Connection, name: str) -> int:
     return number
 
 
-def begin_run(log: Log, number: int, worker: str, now: float, lease_until: float) -> TaskRecord | None:
+def begin_run(log: Log, chosen: Chosen, worker: str, now: float, lease_until: float) -> TaskRecord | None:
     """Claim a task; one that can't be read is set aside."""
-    task_id, name, status, encoded = log.connection.execute(
-        "SELECT id, name, status, record FROM tasks WHERE number = ?", [number]
-    ).fetchone()
+    number, task_id, name, status, encoded = chosen
     record = log.decode(task_id, encoded)
     if record is None:
         query = "UPDATE tasks SET status = ?, due_at = NULL, rank = NULL WHERE number = ?"
