@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from anyio import create_task_group, fail_after, sleep, wait_all_tasks_blocked
 
-from chanflow.tasks import TaskService, TaskStatus
+from chanflow.bus import StorageError
+from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
@@ -171,6 +172,25 @@ class TestFile(Real):
             many = await steps(store)
         assert many < 2 * few
 
+    async def test_a_full_disk(self, tmp_path: Path) -> None:
+        """A submission that raised has left nothing, and what was there stays."""
+        service = TaskService(store=f"sqlite:///{tmp_path}/tasks.db", workers=0)
+
+        @service.task
+        async def store_text(text: str) -> None: ...
+
+        async with service:
+            task_id = await service.submit(store_text, text="short")
+            database = service._store._database  # type: ignore[attr-defined]
+            [pages] = await database.run(lambda connection: connection.execute("PRAGMA page_count").fetchone())
+            await database.run(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+            with pytest.raises(StorageError, match="full"):
+                await service.submit(store_text, text="long" * 100_000)
+            with pytest.raises(StorageError, match="full"):
+                await service.submit_many(store_text, [{"text": "short"}, {"text": "long" * 100_000}])
+            assert [record.id for record in await service.page()] == [task_id]
+            assert (await service.count())[TaskStatus.PENDING] == 1
+
     async def test_a_file_of_before(self, tmp_path: Path) -> None:
         """What waits in a file that was made before the store was the queue is run, and what has ended is kept."""
         path = tmp_path / "tasks.db"
@@ -254,6 +274,31 @@ class TestRedis(Real):
                     assert [record.id for record in await service.page()] == [ids[4], ids[3]]
                     counts = await service.count()
                     assert sum(counts.values()) == counts[TaskStatus.SUCCESS] == 2
+
+    async def test_somebody_elses_news(self) -> None:
+        """What is no news of ours is a reason to look again, and no more; so are too many to be told."""
+        with running_redis() as url:
+            store, stranger = RedisStore(url), RedisStore(url)
+            await store.open()
+            await stranger.open()
+            heard: list[Any] = []
+            async with create_task_group() as tasks:
+                await tasks.start(store.news, heard.append)
+                heard.clear()
+                for message in b"\xc1", b"\x05", b"\x91\xa1x", b"\x92\xa1x\x01":
+                    await stranger._client.publish("chanflow:tasks:news", message)
+                records = [
+                    TaskRecord(id=str(number), name="double", arguments=b"\x80", created_at=1.0, run_at=1.0)
+                    for number in range(1001)
+                ]
+                await stranger.create_many(records)
+                with fail_after(5.0):
+                    while len(heard) < 5:  # noqa: ASYNC110 -- nobody tells that it has been told
+                        await sleep(0.01)
+                tasks.cancel_scope.cancel()
+            assert heard == [None] * 5
+            await stranger.aclose()
+            await store.aclose()
 
     async def test_somebody_elses_value(self) -> None:
         """A key that is no task of ours is set aside, and lists, claims and questions go on."""

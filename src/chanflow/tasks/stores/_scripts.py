@@ -230,7 +230,7 @@ function steps.claim(first, last)
         end
     end
     if #ids < limit then found[1] = next_later() end
-    if #ids > 0 then redis.call('SET', prefix .. 'claim:' .. worker, cmsgpack.pack(ids), 'PX', 60000) end
+    if #ids > 0 then redis.call('SET', prefix .. 'claim:' .. worker, cmsgpack.pack(ids), 'PX', 15000) end
     return found
 end
 

@@ -364,13 +364,20 @@ class RedisStore(Store):
                     task_status.started()
                     tell(None)
                     continue
-                writer, *changes = msgspec.msgpack.decode(data)
-                if writer != self._writer:
-                    if not changes:
-                        # Too many to be told.
-                        tell(None)
-                    for task_id, name, status, cancelling in changes:
-                        tell(News(task_id, name, TaskStatus(status), bool(cancelling)))
+                for each in self._news_in(data):
+                    tell(each)
+
+    def _news_in(self, data: bytes) -> list[News | None]:
+        """Read a message; None where only something is known to have happened."""
+        try:
+            writer, *changes = msgspec.msgpack.decode(data)
+            if writer == self._writer:
+                return []
+            # Too many are not told one by one.
+            return [News(each, name, TaskStatus(status), cancels) for each, name, status, cancels in changes] or [None]
+        except (msgspec.DecodeError, ValueError, TypeError):
+            # Somebody else's.
+            return [None]
 
 
 async def side_by_side(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
