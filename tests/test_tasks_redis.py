@@ -162,6 +162,20 @@ async def test_a_redis_that_is_away_or_goes() -> None:
         gc.collect()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"
+)
+async def test_a_password_is_not_told() -> None:
+    """Neither the error nor the log has it."""
+    with pytest.raises(StorageError) as caught:
+        async with TaskService(store="redis://user:secret@127.0.0.1:1/0"):
+            pass
+    assert str(caught.value).startswith("redis://127.0.0.1:1/0: ")
+    assert "secret" not in str(caught.value)
+    del caught
+    gc.collect()
+
+
 def test_without_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing, and how to install it, is said."""
     monkeypatch.delitem(sys.modules, "chanflow.tasks.stores.redis", raising=False)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -48,6 +49,8 @@ Kept: TypeAlias = tuple[bytes, bytes]
 # What is to be done, and its arguments.
 Step: TypeAlias = tuple[str, Sequence[str | bytes | float]]
 
+PASSWORD = re.compile(r"//[^/]*@")
+
 digest = cache(lambda script: sha1(script.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -64,6 +67,8 @@ class RedisStore(Store):
 
     def __init__(self, url: str, *, prefix: str = "chanflow:tasks:") -> None:
         self._url = url
+        # As it may be told: without a password.
+        self._place = PASSWORD.sub("//", url)
         self._prefix = prefix
         self._writer = token_hex(8)
         self._client: Redis[bytes]
@@ -74,14 +79,14 @@ class RedisStore(Store):
         self._moved_by: float
         # How many subscriptions to the news are our own.
         self._listens = 0
-        self._step: Gather[Step, Any] = Gather(self._take_steps, MOST_TOGETHER)
+        self._together: Gather[Step, Any] = Gather(self._take_steps, MOST_TOGETHER)
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
         try:
             yield
         except (RedisError, OSError) as error:
-            msg = f"{self._url}: {error or type(error).__name__}"
+            msg = f"{self._place}: {error or type(error).__name__}"
             raise StorageError(msg) from error
 
     async def open(self) -> None:
@@ -113,6 +118,14 @@ class RedisStore(Store):
             except NoScriptError:
                 return await self._client.eval(script, args=[self._prefix, *arguments])
 
+    async def _step(self, kind: str, arguments: Sequence[str | bytes | float]) -> Any:
+        try:
+            return await self._together((kind, arguments))
+        except BaseException:
+            # It may have been taken all the same.
+            self._tell(None)
+            raise
+
     async def _take_steps(self, steps: Sequence[Step]) -> list[Any]:
         """Take steps in one go, in their order: those that come while others are on their way go together."""
         arguments = [each for kind, given in steps for each in (kind, len(given), *given)]
@@ -139,7 +152,7 @@ class RedisStore(Store):
                 repr(record.run_at),
             ]
         kept: list[TaskRecord] = []
-        for record, each, there in zip(records, encoded, await self._step(("create", arguments)), strict=True):
+        for record, each, there in zip(records, encoded, await self._step("create", arguments), strict=True):
             if not there:
                 self._remember(record.id, (each, b""))
                 self._tell(News(record.id, record.name, record.status, record=record))
@@ -244,7 +257,7 @@ class RedisStore(Store):
             "1" if changed.cancel_requested else "",
             repr(changed.run_at),
         ]
-        if not await self._step(("change", arguments)):
+        if not await self._step("change", arguments):
             return False
         self._remember(record.id, (new, b""))
         if news is not None:
@@ -265,7 +278,7 @@ class RedisStore(Store):
     ) -> Claimed:
         limits = [each for name, most in names.items() for each in (name, "" if most is None else most)]
         arguments = [worker, repr(now), repr(lease_until), limit, task_id or "", *limits]
-        next_at, *found = await self._step(("claim", arguments))
+        next_at, *found = await self._step("claim", arguments)
         runs: list[TaskRecord] = []
         for each_id, kept in triples(found):
             run = self._read(each_id, kept)
@@ -342,7 +355,7 @@ class RedisStore(Store):
             try:
                 await step(tell, task_status)
             except* (StorageError, RedisError, OSError) as error:
-                logger.warning("%s tells no news, which is tried again: %s", self._url, error.exceptions[0])
+                logger.warning("%s tells no news, which is tried again: %s", self._place, error.exceptions[0])
             task_status.started()
             await sleep(AGAIN)
 
