@@ -969,6 +969,21 @@ async def test_a_full_bus_holds_up_nobody() -> None:
             assert [await service.result(task_id) for task_id in ids[25:]] == [number * 2 for number in range(25, 50)]
 
 
+async def test_a_full_topic_holds_up_no_other_handler() -> None:
+    """While one handler's messages wait for somebody, another's are published."""
+
+    async def nobodys() -> None: ...
+
+    store = MemoryStore()
+    bus = connect("memory://", max_pending=2)
+    async with serving(double, nobodys, bus=bus, store=store, workers=0) as front:
+        await front.submit_many("nobodys", [{}] * 10)
+        await sleep(10.0)
+        task_id = await front.submit("double")
+        await sleep(1.0)
+        assert (await store.get(task_id, store.now())).published_at is not None  # type: ignore[union-attr]
+
+
 async def test_a_delayed_task_is_published_when_it_is_due() -> None:
     """Until then, and after a failed attempt until the next one, it is in the store alone."""
     backend = MemoryBackend(max_pending=math.inf, retention=0.0)

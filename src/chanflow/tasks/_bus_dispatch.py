@@ -16,12 +16,13 @@ from functools import partial
 from anyio import Lock, create_task_group, sleep
 from msgspec.structs import replace
 
+from chanflow._signal import Signal
 from chanflow._storage import StorageError
 from chanflow.bus import Bus, LeaseLostError, Message, Subscription
 from chanflow.tasks._dispatch import AGAIN, Dispatch, Pool
 from chanflow.tasks._handler import topic_of
 from chanflow.tasks.record import TaskRecord, TaskStatus, publish
-from chanflow.tasks.store import Store
+from chanflow.tasks.store import News, Store
 
 __all__ = ["BusDispatch"]
 
@@ -45,6 +46,8 @@ class BusDispatch(Dispatch):
         super().__init__(store, limits, lease)
         self._bus = bus
         self._workers = workers
+        # Of each handler, that there may be something to publish.
+        self._bells = {name: Signal() for name in limits}
         self._subscriptions: set[Subscription] = set()
         self._stopped = False
         # One message at a time is looked at, so that there is room for what it brings.
@@ -55,10 +58,22 @@ class BusDispatch(Dispatch):
         for messages in self._subscriptions:
             messages.stop()
 
+    def _ring(self, news: News | None) -> None:
+        for name, bell in self._bells.items():
+            if news is None or news.name == name:
+                bell.send()
+
     async def keep(self) -> None:
+        # Side by side, since a topic that is full holds up its own handler, and no other.
+        async with create_task_group() as tasks:
+            for name in self._limits:
+                tasks.start_soon(self._publish, name)
+
+    async def _publish(self, name: str) -> None:
+        """Publish one handler's tasks as they become due."""
         while True:
             try:
-                found = await self._store.due(list(self._limits), self._store.now(), PART)
+                found = await self._store.due([name], self._store.now(), PART)
                 for record in found.records:
                     await self._publish_one(record)
             except StorageError as error:
@@ -66,7 +81,7 @@ class BusDispatch(Dispatch):
                 await sleep(AGAIN)
             else:
                 if len(found.records) < PART:
-                    await self._wait(found.next_at)
+                    await self._wait(found.next_at, self._bells[name])
 
     async def serve(self, pool: Pool) -> None:
         async with create_task_group() as tasks:

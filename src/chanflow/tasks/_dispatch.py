@@ -82,7 +82,12 @@ class Dispatch(ABC):
                 or (self._limits[news.name] is not None and news.status.is_end)
             )
         ):
-            self._bell.send()
+            self._ring(news)
+
+    def _ring(self, news: News | None) -> None:
+        """Wake whoever waits for such news."""
+        del news
+        self._bell.send()
 
     def stop(self) -> None:
         """Be told that the workers take nothing more."""
@@ -97,12 +102,12 @@ class Dispatch(ABC):
         msg = f"the store has not answered for {CLAIM_TIMEOUT:g} s"
         raise StorageError(msg)
 
-    async def _wait(self, next_at: float | None) -> None:
-        """Wait until there may be something to do."""
+    async def _wait(self, next_at: float | None, bell: Signal) -> None:
+        """Wait until the bell rings, or until a time at which there may be something to do."""
         seconds = math.inf if next_at is None else max(next_at - self._store.now(), LEAST)
         if self._store.shared:
             seconds = min(seconds, POLL)
-        await self._bell.wait(self._home, None if seconds == math.inf else self._home.time() + seconds)
+        await bell.wait(self._home, None if seconds == math.inf else self._home.time() + seconds)
 
 
 class StoreDispatch(Dispatch):
@@ -121,4 +126,4 @@ class StoreDispatch(Dispatch):
                 continue
             await pool.take(claimed.records)
             if len(claimed.records) < room:
-                await self._wait(claimed.next_at)
+                await self._wait(claimed.next_at, self._bell)
