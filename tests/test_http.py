@@ -30,7 +30,7 @@ from starlette.routing import Mount, Route
 from chanflow import Retry
 from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus
 from chanflow.tasks import wire as wire_module
-from chanflow.tasks.http import _app, _guard, _live
+from chanflow.tasks.http import TaskClient, _app, _guard, _live
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import fail
@@ -387,6 +387,23 @@ async def test_a_delay_that_is_none(delay: str) -> None:
             f"delay must be a number from 0 to 3.1536e+07, got {delay!r}",
         )
         assert sum((await service.count()).values()) == 0
+
+
+async def test_priority() -> None:
+    """It is a whole number within its bounds, and the client can say it."""
+    async with served(double) as (service, client):
+        response = await client.post("/tasks/double?priority=-7&delay=60")
+        assert (await service.get(response.json()["task_id"])).priority == -7
+        assert_problem(await client.post("/tasks/double?priority=1.5"), 422, "priority must be a whole number, got 1.5")
+        assert_problem(
+            await client.post("/tasks/double?priority=1001"),
+            422,
+            "priority must be a number from -1000 to 1000, got '1001'",
+        )
+        async with TaskClient("http://test", http=client) as tasks:
+            task_id = await tasks.submit("double", priority=5, delay=60.0)
+            assert (await tasks.get(task_id)).priority == 5
+        assert len(await service.page()) == 2
 
 
 async def test_arguments_that_do_not_fit() -> None:

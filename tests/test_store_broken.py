@@ -282,3 +282,14 @@ def test_a_store_that_stumbles_over_a_record_is_found_out(tmp_path: Path, caplog
     assert verdict(Decoder)
     assert not verdict(Stumbles)
     assert not verdict(Repeats)
+
+
+def test_so_many_unreadable_records_are_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    """After that, one may be logged a second time."""
+    decode = Decoder()
+    for number in range(10_001):
+        assert decode(str(number), b"") is None
+    assert decode("10000", b"") is None
+    assert len(caplog.records) == 10_001
+    assert decode("0", b"") is None
+    assert len(caplog.records) == 10_002

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import sys
+import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -40,6 +41,7 @@ from chanflow.tasks import (
     Progress,
     ProgressReport,
     ResultError,
+    Store,
     TaskCancelledError,
     TaskFailedError,
     TaskRecord,
@@ -967,6 +969,90 @@ async def test_a_full_bus_holds_up_nobody() -> None:
     async with serving(double, bus=connect("memory://", max_pending=5), store=store, workers=2) as service:
         with fail_after(400.0):
             assert [await service.result(task_id) for task_id in ids[25:]] == [number * 2 for number in range(25, 50)]
+
+
+async def test_many_tasks_through_a_bus() -> None:
+    """They are published a part at a time."""
+    service = TaskService(bus=connect(MemoryBackend(max_pending=math.inf, retention=0.0)), workers=3)
+    service.task(double)
+    async with service:
+        ids = await service.submit_many("double", [{"number": number} for number in range(250)])
+        with fail_after(10.0):
+            assert [await service.result(task_id) for task_id in ids] == [number * 2 for number in range(250)]
+
+
+async def test_a_store_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """A claim is given up after a while, and made again."""
+    store = MemoryStore()
+    claim = store.claim
+
+    async def never(*_arguments: Any, **_options: Any) -> Any:
+        await sleep(math.inf)
+
+    store.claim = never  # type: ignore[method-assign]
+    async with serving(double, store=store) as service:
+        task_id = await service.submit("double")
+        await sleep(20.0)
+        store.claim = claim  # type: ignore[method-assign]
+        with fail_after(20.0):
+            assert await service.result(task_id) == 2
+    assert "the store failed, and is tried again in 1 s: the store has not answered for 30 s" in caplog.text
+
+
+async def test_what_cannot_be_put_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A store that fails when the service is cut off leaves the task to its lease, with or without a result."""
+    store = MemoryStore()
+    change, change_many = store.change, store.change_many
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async with serving(endless, store=store) as service:
+        await service.submit("endless")
+        await wait_all_tasks_blocked()
+        store.change_many = fail  # type: ignore[method-assign]
+        await service.shutdown(0.0)
+        store.change_many = change_many  # type: ignore[method-assign]
+    assert "1 task(s) could not be put back: the disk is gone" in caplog.text
+
+    async def stubborn() -> str:
+        with CancelScope(shield=True):
+            await sleep(5.0)
+        return "done"
+
+    async with serving(stubborn) as service:
+        task_id = await service.submit("stubborn")
+        await wait_all_tasks_blocked()
+        service._store.change = fail  # type: ignore[method-assign]
+        await service.shutdown(1.0)
+    assert f"task {task_id} could not be settled: the disk is gone" in caplog.text
+    store.change = change  # type: ignore[method-assign]
+
+
+async def test_a_store_whose_news_cannot_be_heard() -> None:
+    """A service is not entered then, and closes what it has opened; it can be entered later."""
+
+    class Deaf(MemoryStore):
+        deaf = True
+
+        async def news(self, *arguments: Any, **options: Any) -> None:
+            if self.deaf:
+                await fail()
+            await super().news(*arguments, **options)
+
+    store = Deaf()
+    service = TaskService(store=store)
+    service.task(double)
+    with pytest.raises(StorageError, match="the disk is gone"):
+        await service.__aenter__()
+    store.deaf = False
+    async with service:
+        assert await service.result(await service.submit("double")) == 2
+
+
+def test_the_clock_of_a_store_that_has_none_of_its_own() -> None:
+    """It is the machine's."""
+    assert Store.now(MemoryStore()) == pytest.approx(time.time(), abs=10.0)
 
 
 async def test_a_full_topic_holds_up_no_other_handler() -> None:

@@ -12,12 +12,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import connect_unix, create_task_group, create_unix_listener, fail_after, sleep
 from anyio.abc import ByteStream
+from coredis.tokens import PureToken
 
+from chanflow.bus import StorageError
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from chanflow.tasks.record import cancel, claim, finish, put_back
+from chanflow.tasks.stores import redis as redis_module
 from chanflow.tasks.stores.redis import RedisStore
 from tests.redis_server import running_redis
 
@@ -194,3 +198,136 @@ async def test_a_service_behind_a_line_that_loses_answers() -> None:
             proxy.lose = False
         assert proxy.lost > 5
     assert runs == Counter(range(50))
+
+
+async def test_a_claim_that_is_repeated_too_late() -> None:
+    """What it took meanwhile belongs to another, whose lease is newer, and is not given again."""
+    async with losing_answers() as (_proxy, _url, direct), opened(direct) as store:
+        await store.create(task(1))
+        begin = partial(store.claim, {"work": None}, limit=1)
+        assert len((await begin(worker="a", now=NOW, lease_until=NOW + 1)).records) == 1
+        assert len((await begin(worker="a", now=NOW, lease_until=NOW + 1)).records) == 1
+        assert len((await begin(worker="b", now=NOW + 1, lease_until=NOW + 2)).records) == 1
+        assert (await begin(worker="a", now=NOW, lease_until=NOW + 1)).records == []
+
+
+async def test_a_subscription_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The news go on, and whoever listens is told that some may have been missed."""
+    monkeypatch.setattr(redis_module, "AGAIN", 0.01)
+    monkeypatch.setattr(redis_module, "CLOCK_INTERVAL", 0.2)
+    heard: list[Any] = []
+
+    async def until(is_heard: Callable[[], bool]) -> None:
+        with fail_after(30.0):
+            while not is_heard():  # noqa: ASYNC110 -- nobody tells that it has been told
+                await sleep(0.01)
+
+    async with (
+        losing_answers() as (_proxy, _url, direct),
+        opened(direct) as store,
+        opened(direct) as other,
+        create_task_group() as tasks,
+    ):
+        await tasks.start(store.news, heard.append)
+        for number in range(3):
+            await sleep(0.5)
+            heard.clear()
+            await other._client.client_kill(type_=PureToken.PUBSUB)
+            await until(lambda: None in heard)
+            await other.create(task(number))
+            name = f"task {number}"
+            await until(lambda name=name: any(news is not None and news.id == name for news in heard))  # type: ignore[misc]
+        tasks.cancel_scope.cancel()
+
+
+async def test_news_that_can_be_heard_only_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that refuses to be listened to, or to tell the time, is asked again; all else works meanwhile."""
+    monkeypatch.setattr(redis_module, "AGAIN", 0.01)
+    monkeypatch.setattr(redis_module, "CLOCK_INTERVAL", 0.01)
+    async with losing_answers() as (_proxy, _url, direct), opened(direct) as store:
+        listen, set_clock = store._listen, store._set_clock
+        refusals = 3
+
+        async def refuse(*_arguments: Any) -> None:
+            nonlocal refusals
+            refusals -= 1
+            if refusals == 0:
+                store._listen, store._set_clock = listen, set_clock  # type: ignore[method-assign]
+            msg = "not now"
+            raise StorageError(msg)
+
+        store._listen = store._set_clock = refuse  # type: ignore[method-assign]
+        heard: list[Any] = []
+        async with create_task_group() as tasks:
+            await tasks.start(store.news, heard.append)
+            await store.create(task(1))
+            with fail_after(10.0):
+                while None not in heard:  # noqa: ASYNC110 -- as above
+                    await sleep(0.01)
+            tasks.cancel_scope.cancel()
+        assert [news.id for news in heard if news is not None] == ["task 1"]
+        assert "tells no news, which is tried again: not now" in caplog.text
+        assert "the clock can't be read: not now" in caplog.text
+
+
+async def test_a_step_that_fails_fails_for_all_who_wait() -> None:
+    """Each of those who went together is told, and nothing of them is left behind."""
+    async with losing_answers() as (_proxy, _url, direct), opened(direct) as store:
+        heard: list[Any] = []
+        store._listeners.append(heard.append)
+        await store._client.set("chanflow:tasks:all", "a stranger's")
+        errors: list[str] = []
+
+        async def create(number: int) -> None:
+            try:
+                await store.create(task(number))
+            except StorageError as error:
+                errors.append(str(error))
+
+        async with create_task_group() as tasks:
+            for number in range(5):
+                tasks.start_soon(create, number)
+        assert len(errors) == 5
+        assert heard == [None] * 5
+        with pytest.raises(StorageError, match="wrong kind of value"):
+            await store.create(task(9))
+        await store._client.delete(["chanflow:tasks:all"])
+        await store.create(task(7))
+        await store._client.delete(["chanflow:tasks:status:running"])
+        await store._client.set("chanflow:tasks:status:running", "a stranger's")
+        begin = partial(claim, worker="a", now=NOW, lease_until=NOW + 1)
+        with pytest.raises(StorageError, match="wrong kind of value"):
+            await store.change_many([("task 7", begin)])
+
+
+async def test_whoever_is_cancelled_leaves_the_others_alone() -> None:
+    """Steps that go together with those of a caller who is cancelled are taken all the same."""
+    async with losing_answers() as (_proxy, _url, direct), opened(direct) as store:
+        kept: list[str] = []
+
+        async def create(number: int) -> None:
+            kept.append((await store.create(task(number))).id)
+
+        async with create_task_group() as tasks, create_task_group() as first:
+            first.start_soon(create, 0)
+            await anyio.lowlevel.checkpoint()
+            for number in range(1, 4):
+                tasks.start_soon(create, number)
+            await anyio.lowlevel.checkpoint()
+            first.cancel_scope.cancel()
+        assert {"task 1", "task 2", "task 3"} <= set(kept)
+        assert not store._together._waiting
+
+
+async def test_a_task_whose_key_is_anothers_that_cannot_be_read() -> None:
+    """That is an error, rather than a second task with this key."""
+    async with losing_answers() as (_proxy, _url, direct), opened(direct) as store:
+        await store.create(task(1, idempotency_key="key"))
+        await store._client.hset("chanflow:tasks:task:task 1", {"r": b"garbage"})
+        with pytest.raises(StorageError, match="the task with the idempotency key 'key' can't be read"):
+            await store.create(task(2, idempotency_key="key"))
+        # A page goes on behind what can't be read.
+        await store.create_many([task(3), task(4)])
+        assert [record.id for record in await store.page(NOW, limit=3)] == ["task 4", "task 3"]

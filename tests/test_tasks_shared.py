@@ -14,6 +14,7 @@ from anyio import create_task_group, fail_after, sleep, wait_all_tasks_blocked
 
 from chanflow.bus import StorageError
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
+from chanflow.tasks.stores import _bell as bell_module
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
@@ -171,6 +172,75 @@ class TestFile(Real):
             await service.submit_many("double", [{}] * 5000, delay=3600.0)
             many = await steps(store)
         assert many < 2 * few
+
+    async def test_a_machine_without_such_a_clock(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """There, the time is the wall clock's."""
+        monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+        store = SqliteStore(tmp_path / "tasks.db")
+        await store.open()
+        assert store._clock is time.time
+        await store.aclose()
+
+    async def test_a_file_that_cannot_be_used(self, tmp_path: Path) -> None:
+        """It is one clear error, and nothing is left open."""
+        (tmp_path / "tasks.db").write_bytes(b"no database, but long enough to be taken for something else")
+        with pytest.raises(StorageError, match="not a database"):
+            await SqliteStore(tmp_path / "tasks.db").open()
+
+    async def test_a_table_that_is_anothers(self, tmp_path: Path) -> None:
+        """A file in which the tables are somebody else's is refused, and closed."""
+        with closing(sqlite3.connect(tmp_path / "tasks.db")) as connection:
+            connection.execute("CREATE VIEW clock AS SELECT 1")
+        with pytest.raises(StorageError):
+            await SqliteStore(tmp_path / "tasks.db").open()
+
+    async def test_a_file_that_cannot_be_watched_for_a_while(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The bell begins again, and whoever listens is told that some news may have been missed."""
+        monkeypatch.setattr(bell_module, "AGAIN", 0.01)
+        path = tmp_path / "tasks.db"
+        store, other = SqliteStore(path), SqliteStore(another_way(path))
+        await store.open()
+        await other.open()
+        heard: list[Any] = []
+        async with create_task_group() as tasks:
+            await tasks.start(store.news, heard.append)
+            await other._database.run(lambda connection: connection.execute("ALTER TABLE news RENAME TO away"))
+            with fail_after(10.0):
+                while "can't be watched" not in caplog.text:  # noqa: ASYNC110 -- as below
+                    await sleep(0.01)
+            await other._database.run(lambda connection: connection.execute("ALTER TABLE away RENAME TO news"))
+            with fail_after(10.0):
+                while None not in heard:  # noqa: ASYNC110 -- nobody tells that it has been told
+                    await sleep(0.01)
+            # News that were deleted before they could be read are missed, too.
+            heard.clear()
+
+            def skip(connection: sqlite3.Connection) -> None:
+                connection.execute("DELETE FROM news")
+                connection.execute("INSERT INTO news VALUES (1000, 'x', 'id', 'double', 'pending', 0)")
+
+            await other._database.run(skip)
+            with fail_after(10.0):
+                while len(heard) < 2:  # noqa: ASYNC110 -- as above
+                    await sleep(0.01)
+            assert heard[0] is None
+            assert heard[1].id == "id"
+            tasks.cancel_scope.cancel()
+        await other.aclose()
+        await store.aclose()
+
+    async def test_a_key_of_a_task_that_cannot_be_read(self, tmp_path: Path) -> None:
+        """That is an error, rather than a second task with this key."""
+        service = TaskService(store=f"sqlite:///{tmp_path}/tasks.db", workers=0)
+        service.task(double)
+        async with service:
+            await service.submit("double", idempotency_key="key")
+            database = service._store._database  # type: ignore[attr-defined]
+            await database.run(lambda connection: connection.execute("UPDATE tasks SET record = x'00'"))
+            with pytest.raises(StorageError, match="the task with the idempotency key 'key' can't be read"):
+                await service.submit("double", idempotency_key="key")
 
     async def test_a_full_disk(self, tmp_path: Path) -> None:
         """A submission that raised has left nothing, and what was there stays."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from hashlib import sha256
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, get_type_hints
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, cast, get_type_hints
 
 import msgspec
 from anyio import CapacityLimiter, from_thread
@@ -78,15 +78,17 @@ class Progress:
         if not self._in_thread:
             return self._report(progress)
         from_thread.run(self._report, progress)
-        return Reported()
+        return REPORTED
 
 
 class Reported:
     """An awaitable that is done."""
 
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
+
+
+REPORTED = cast("Awaitable[None]", Reported())
 
 
 class Handler(Generic[P, R]):

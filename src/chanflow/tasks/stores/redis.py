@@ -20,7 +20,7 @@ from secrets import token_hex
 from typing import Any, TypeAlias
 
 import msgspec
-from anyio import TASK_STATUS_IGNORED, create_task_group, sleep
+from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
 from coredis import Redis
 from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
 
@@ -38,7 +38,7 @@ MOST_REMEMBERED = 10_000
 LARGEST_REMEMBERED = 1000
 """Bytes."""
 CLOCK_INTERVAL = 10.0
-"""Seconds from one look at the server's clock to the next."""
+"""Seconds from one look at the server's clock to the next, and from one sign of life on our subscription."""
 AGAIN = 1.0
 """Seconds to wait for a server that is away."""
 MOST_TOGETHER = 100
@@ -71,6 +71,8 @@ class RedisStore(Store):
         self._place = PASSWORD.sub("//", url)
         self._prefix = prefix
         self._writer = token_hex(8)
+        # Where we tell ourselves that we still hear.
+        self._own_channel = f"{prefix}news:{self._writer}"
         self._client: Redis[bytes]
         # What the last tasks that this process made or changed were kept as: mostly they still are.
         self._last: dict[str, Kept] = {}
@@ -335,7 +337,9 @@ class RedisStore(Store):
         try:
             async with create_task_group() as tasks:
                 tasks.start_soon(self._keep_time)
-                await tasks.start(self._retry, self._listen, tell)
+                listening = Event()
+                tasks.start_soon(self._listen_on, tell, listening)
+                await listening.wait()
                 task_status.started()
         finally:
             self._listeners.remove(tell)
@@ -345,18 +349,19 @@ class RedisStore(Store):
             await sleep(CLOCK_INTERVAL)
             try:
                 await self._set_clock()
+                async with self._calling():
+                    await self._client.publish(self._own_channel, b"")
             except StorageError as error:
                 logger.warning("the clock can't be read: %s", error)
 
-    async def _retry(
-        self, step: Callable[..., Awaitable[None]], tell: Tell, *, task_status: TaskStarted = TASK_STATUS_IGNORED
-    ) -> None:
+    async def _listen_on(self, tell: Tell, listening: Event) -> None:
+        """Listen, and begin again where that fails."""
         while True:
             try:
-                await step(tell, task_status)
+                await self._listen(tell, listening)
             except* (StorageError, RedisError, OSError) as error:
                 logger.warning("%s tells no news, which is tried again: %s", self._place, error.exceptions[0])
-            task_status.started()
+            listening.set()
             await sleep(AGAIN)
 
     @asynccontextmanager
@@ -367,18 +372,19 @@ class RedisStore(Store):
         finally:
             self._listens -= 1
 
-    async def _listen(self, tell: Tell, task_status: TaskStarted) -> None:
-        channel = f"{self._prefix}news"
-        async with self._client.pubsub(channels=[channel]) as messages, self._listening():
-            async for message in messages:
+    async def _listen(self, tell: Tell, listening: Event) -> None:
+        channels = [f"{self._prefix}news", self._own_channel]
+        async with self._client.pubsub(channels=channels) as messages, self._listening():
+            # Where nothing comes for so long, not even our own, the connection is dead.
+            while (message := await messages.get_message(timeout=2 * CLOCK_INTERVAL)) is not None:
                 data = message["data"]
                 if not isinstance(data, bytes):
                     # That it has been subscribed to, for the first time or once more.
-                    task_status.started()
+                    listening.set()
                     tell(None)
-                    continue
-                for each in self._news_in(data):
-                    tell(each)
+                elif data:
+                    for each in self._news_in(data):
+                        tell(each)
 
     def _news_in(self, data: bytes) -> list[News | None]:
         """Read a message; None where only something is known to have happened."""
