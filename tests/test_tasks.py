@@ -971,6 +971,28 @@ async def test_a_full_bus_holds_up_nobody() -> None:
             assert [await service.result(task_id) for task_id in ids[25:]] == [number * 2 for number in range(25, 50)]
 
 
+@pytest.mark.parametrize(
+    ("bus", "store", "is_named"),
+    [
+        ("memory://", "memory://", False),
+        ("memory://", "sqlite:///tasks.db", False),
+        ("sqlite:///tasks.db", "sqlite:///tasks.db", False),
+        ("sqlite:///./directory/../tasks.db", "sqlite:///tasks.db", False),
+        ("redis://127.0.0.1:1", "redis://127.0.0.1:1", False),
+        ("sqlite:///messages.db", "sqlite:///tasks.db", True),
+        ("sqlite:///tasks.db", "redis://127.0.0.1:1", True),
+        ("sqlite:///tasks.db", MemoryStore(), True),
+        (connect("memory://"), "memory://", True),
+    ],
+)
+def test_who_names_a_bus(bus: Any, store: Any, is_named: bool) -> None:  # noqa: FBT001 -- a parameter
+    """Tasks travel through a bus if one is named that is not the store itself."""
+    service = TaskService(bus=bus, store=store)
+    assert service._uses_bus is is_named
+    # There is one for other messages in any case.
+    assert service.bus.capabilities.durable == (isinstance(bus, str) and bus.startswith("sqlite:"))
+
+
 async def test_many_tasks_through_a_bus() -> None:
     """They are published a part at a time."""
     service = TaskService(bus=connect(MemoryBackend(max_pending=math.inf, retention=0.0)), workers=3)

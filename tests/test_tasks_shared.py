@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+import threading
 import time
 import tracemalloc
 from contextlib import closing
@@ -15,6 +17,7 @@ from anyio import create_task_group, fail_after, sleep, wait_all_tasks_blocked
 from chanflow.bus import StorageError
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from chanflow.tasks.stores import _bell as bell_module
+from chanflow.tasks.stores._bell import Bell
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
@@ -406,3 +409,25 @@ async def test_a_task_that_waits_is_heard_of_at_once() -> None:
             for _ in range(3):
                 tasks.start_soon(front.result, await front.submit("double"))
         assert store.now() - began < 0.1
+
+
+def test_an_event_loop_that_ends_without_closing_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that watches the file ends, too."""
+    monkeypatch.setattr(bell_module, "LOOK_INTERVAL", 0.0)
+    path = tmp_path / "tasks.db"
+
+    async def leave_open() -> Bell:
+        store = SqliteStore(path)
+        await store.open()
+        bell = await Bell(path, "writer", lambda _news: None).__aenter__()
+        await store.aclose()
+        return bell
+
+    loop = asyncio.new_event_loop()
+    bell = loop.run_until_complete(leave_open())
+    loop.close()
+    deadline = time.monotonic() + 10.0
+    while any(thread.name == "chanflow tasks.db bell" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert bell._stop.is_set()
