@@ -174,7 +174,7 @@ def test_cancel_and_retry(place: Path) -> None:
     refused = tasks(place, "retry", task_id)
     assert (refused.returncode, refused.stderr) == (
         1,
-        f"Error: only a task that failed or was cancelled can be retried; {task_id} is pending\n",
+        "Error: only a task that failed or was cancelled can be retried; this one is pending\n",
     )
     with working(place):
         assert wait_for(place, task_id, TaskStatus.SUCCESS).decode_result() == 8

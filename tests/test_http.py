@@ -32,7 +32,7 @@ from starlette.routing import Mount, Route
 from chanflow import Retry
 from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus
 from chanflow.tasks import wire as wire_module
-from chanflow.tasks.http import _app, _guard, _live
+from chanflow.tasks.http import TaskClient, _app, _guard, _live
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import fail
@@ -211,12 +211,12 @@ async def living(backend: str) -> int:
     return len(asyncio.all_tasks())
 
 
-def assert_problem(response: Any, status: int, detail: str) -> None:
+def assert_problem(response: Any, status: int, detail: str, kind: str = "about:blank") -> None:
     """See that an answer is this problem and no other."""
     assert (response.status_code, response.json()) == (
         status,
         {
-            "type": "about:blank",
+            "type": kind,
             "title": TITLES.get(status) or HTTPStatus(status).phrase,
             "status": status,
             "detail": detail,
@@ -352,15 +352,17 @@ async def test_idempotency_key() -> None:
         assert (again.status_code, again.json()["id"], again.json()["idempotency_key"]) == (200, task_id, "key")
         assert_problem(
             await client.post("/tasks/double", json={"number": 2}, headers=headers),
-            409,
+            422,
             f"idempotency key 'key' was used for another task: double {task_id}",
+            kind="urn:chanflow:problem:idempotency-key-reused",
         )
         assert (await service.count())[TaskStatus.SUCCESS] == 1
-        for length in (0, 256):
+        for key in ("", "k" * 256, "caf\xe9"):
             assert_problem(
-                await client.post("/tasks/double", headers={"Idempotency-Key": "k" * length}),
+                await client.post("/tasks/double", headers={"Idempotency-Key": key.encode("latin-1")}),  # type: ignore[dict-item]
                 422,
-                f"Idempotency-Key must have 1 to 255 characters, got {length}",
+                "idempotency_key must be 1 to 255 printable ASCII characters without a space at either end, "
+                f"got {key!r}",
             )
         assert (await client.post("/tasks/double", headers={"Idempotency-Key": "k" * 255})).status_code == 202
 
@@ -387,6 +389,23 @@ async def test_a_delay_that_is_none(delay: str) -> None:
             f"delay must be a number from 0 to 3.1536e+07, got {delay!r}",
         )
         assert sum((await service.count()).values()) == 0
+
+
+async def test_priority() -> None:
+    """It is a whole number within its bounds, and the client can say it."""
+    async with served(double) as (service, client):
+        response = await client.post("/tasks/double?priority=-7&delay=60")
+        assert (await service.get(response.json()["task_id"])).priority == -7
+        assert_problem(await client.post("/tasks/double?priority=1.5"), 422, "priority must be a whole number, got 1.5")
+        assert_problem(
+            await client.post("/tasks/double?priority=1001"),
+            422,
+            "priority must be a number from -1000 to 1000, got '1001'",
+        )
+        async with TaskClient("http://test", http=client) as tasks:
+            task_id = await tasks.submit("double", priority=5, delay=60.0)
+            assert (await tasks.get(task_id)).priority == 5
+        assert len(await service.page()) == 2
 
 
 async def test_arguments_that_do_not_fit() -> None:
@@ -730,6 +749,7 @@ async def test_get() -> None:
             "error_type": None,
             "error_message": None,
             "progress": None,
+            "priority": 0,
             "idempotency_key": "key",
             "worker": None,
             "cancel_requested": False,
@@ -1525,7 +1545,7 @@ async def test_a_stream_of_a_task_that_cannot_be_asked_for(how: str, monkeypatch
                 del store._records[task_id]
             else:
                 monkeypatch.setattr(store, "get", fail)
-            with fail_after(1.0):
+            with fail_after(6.0):
                 await visit.done.wait()
             assert visit.ended
             assert statuses(visit) == ["pending"]
@@ -1552,7 +1572,7 @@ async def test_waiting_for_a_task_that_cannot_be_asked_for(how: str, monkeypatch
                     del store._records[task_id]
                 elif how == "failed":
                     patch.setattr(store, "get", fail)
-                await sleep(2.0 if how != "closed" else 0.0)
+                await sleep(6.0 if how != "closed" else 0.0)
         with fail_after(1.0):
             await visit.done.wait()
         assert visit.status == (404 if how == "expired" else 503)

@@ -38,7 +38,7 @@ pytestmark = pytest.mark.anyio
 
 Answer = Callable[[httpx.Request], httpx.Response]
 
-RECORD = TaskRecord(id="id", name="double", arguments=b"\x80", created_at=1e9, run_at=1e9, queued_at=1e9)
+RECORD = TaskRecord(id="id", name="double", arguments=b"\x80", created_at=1e9, run_at=1e9)
 STEADY = Retry(5, delay=1.0, factor=2.0, jitter=0)
 
 
@@ -230,9 +230,9 @@ async def test_what_is_sent() -> None:
     assert "authorization" not in asked[0].headers
     assert [dict(request.url.params) for request in asked[:3]] == [{}, {"delay": repr(0.1 + 0.2)}, {}]
     keys = [request.headers["idempotency-key"] for request in asked[:3]]
-    assert len(keys[0]) == len(keys[1]) == 32
+    assert len(keys[0]) == len(keys[1]) == 34
     assert keys[0] != keys[1]
-    assert keys[2] == "key"
+    assert keys[2] == '"key"'
     assert all(request.extensions["timeout"]["read"] == 7.0 for request in asked)
 
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from inspect import getmembers, isfunction
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from anyio import TASK_STATUS_IGNORED, sleep_forever
 from msgspec.structs import replace
 
-from chanflow.tasks import Change, Store, TaskRecord, TaskStatus
+from chanflow.tasks import Change, Claimed, Store, TaskRecord, TaskStatus
 from chanflow.tasks.conformance import StoreConformance
+from chanflow.tasks.record import claim
+from chanflow.tasks.store import Decoder, TaskStarted, Tell
 from chanflow.tasks.stores.memory import MemoryStore
+from chanflow.tasks.stores.sqlite import SqliteStore
+from tests.test_store_conformance import TestSqlite as SqliteConformance
 from tests.virtual_time import passes
 
 CONFORMANCE = sorted(name for name, _ in getmembers(StoreConformance, isfunction) if name.startswith("test_"))
 # These skip a store in memory; below, they get one that says that it is more.
-BEYOND = {"test_what_outlives_the_store", "test_two_connections_see_the_same"}
+BEYOND = {
+    "test_what_outlives_the_store",
+    "test_two_connections_see_the_same",
+    "test_one_connection_hears_of_the_other",
+}
+# Nobody else writes in a store in memory: seen to fail below.
+SPOILED = {"test_a_record_that_cannot_be_read"}
 
 
 class LosesFields(MemoryStore):
@@ -38,14 +52,17 @@ class AcceptsRefusals(MemoryStore):
         return await super().change(task_id, change) or self._records.get(task_id)
 
 
-class IsNotOneStep(MemoryStore):
-    """Lets others in between looking and changing."""
+class ClaimsInTwoSteps(MemoryStore):
+    """Lets others in between looking and claiming."""
 
-    async def change(self, task_id: str, change: Change) -> TaskRecord | None:
-        record = self._records.get(task_id)
+    async def claim(self, names: Any, *, now: float, limit: int, **more: Any) -> Claimed:
+        before = (await self.due(list(names), now, limit)).records
         await asyncio.sleep(0)
-        changed = None if record is None else change(record)
-        return None if changed is None else await super().change(task_id, lambda _record: changed)
+        await super().claim(names, now=now, limit=limit, **more)
+        how = {name: more[name] for name in ("worker", "lease_until")}
+        claimed = [run for record in before if (run := claim(record, now=now, **how)) is not None]
+        self._records |= {run.id: run for run in claimed}
+        return Claimed(claimed)
 
 
 class NeverEndsLeases(MemoryStore):
@@ -111,9 +128,91 @@ class CountsNothing(MemoryStore):
         return dict.fromkeys(TaskStatus, 0)
 
 
-class NeglectsTheNeglected(MemoryStore):
-    async def neglected(self, since: float, limit: int) -> Sequence[str]:
-        return []
+class CreatesAgain(MemoryStore):
+    """Overwrites what has begun or ended, when it is asked once more."""
+
+    async def create(self, record: TaskRecord) -> TaskRecord:
+        there = self._records.pop(record.id, None)
+        if there is not None:
+            self._counts[there.status] -= 1
+        return await super().create(record)
+
+
+class CreatesOneOfMany(MemoryStore):
+    async def create_many(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        return [*await super().create_many(records[:1]), *records[1:]]
+
+
+class ChangesOneOfMany(MemoryStore):
+    async def change_many(self, changes: Any) -> list[TaskRecord | None]:
+        return [*await super().change_many(changes[:1]), *[None] * len(changes[1:])]
+
+
+class ClaimsTooEarly(MemoryStore):
+    async def claim(self, names: Any, *, now: float, **more: Any) -> Claimed:
+        return await super().claim(names, now=now + 100.0, **more)
+
+
+class ClaimsTheUnknown(MemoryStore):
+    """Takes tasks whose handlers it was not asked for."""
+
+    async def claim(self, names: Any, **more: Any) -> Claimed:
+        return await super().claim(dict.fromkeys(self._queues) | dict(names), **more)
+
+
+class KnowsNoPriority(MemoryStore):
+    async def create(self, record: TaskRecord) -> TaskRecord:
+        await super().create(replace(record, priority=0))
+        self._records[record.id] = record
+        return record
+
+
+class KnowsNoLimits(MemoryStore):
+    async def claim(self, names: Any, **more: Any) -> Claimed:
+        return await super().claim(dict.fromkeys(names), **more)
+
+
+class LosesTheLost(MemoryStore):
+    """Never claims a task whose worker is gone."""
+
+    def _queue(self, record: TaskRecord, entry: Any) -> None:
+        if record.status is TaskStatus.PENDING:
+            super()._queue(record, entry)
+
+
+class QueuesTheCancelled(MemoryStore):
+    """Forgets to take out of the queue what was put back, and then cancelled."""
+
+    async def change(self, task_id: str, change: Change) -> TaskRecord | None:
+        changed = await super().change(task_id, change)
+        if changed is not None and changed.status is TaskStatus.CANCELLED:
+            self._records[task_id] = replace(changed, status=TaskStatus.PENDING)
+        return changed
+
+
+class ClaimsAnyInsteadOfOne(MemoryStore):
+    async def claim(self, names: Any, *, task_id: str | None = None, **more: Any) -> Claimed:
+        return await super().claim(names, **more)
+
+
+class PublishesAgain(MemoryStore):
+    """Lists what was published just now as due."""
+
+    async def due(self, names: Sequence[str], now: float, limit: int) -> Claimed:
+        found = [each for each in self._records.values() if each.name in names and each.run_at <= now]
+        next_at = (await super().due(names, now, 1)).next_at
+        return Claimed([each for each in found if not each.status.is_end][:limit], next_at)
+
+
+class Silent(MemoryStore):
+    async def news(self, tell: Tell, *, task_status: TaskStarted = TASK_STATUS_IGNORED) -> None:
+        task_status.started()
+        await sleep_forever()
+
+
+class GoesBack(MemoryStore):
+    def now(self) -> float:
+        return time.time() - time.monotonic()
 
 
 BROKEN = [kind for kind in MemoryStore.__subclasses__() if kind.__module__ == __name__]
@@ -129,7 +228,7 @@ def verdicts() -> dict[str, set[str]]:
     """Give the tests that each broken store fails."""
     kinds: list[type[MemoryStore]] = [MemoryStore, *BROKEN]
     return {
-        kind.__name__: {name for name in CONFORMANCE if name not in BEYOND and not conforms(name, kind)}
+        kind.__name__: {name for name in CONFORMANCE if name not in BEYOND | SPOILED and not conforms(name, kind)}
         for kind in kinds
     }
 
@@ -141,7 +240,7 @@ def test_each_broken_store_is_found_out(kind: type, verdicts: dict[str, set[str]
     assert verdicts[kind.__name__]
 
 
-@pytest.mark.parametrize("name", sorted({*CONFORMANCE} - BEYOND))
+@pytest.mark.parametrize("name", sorted({*CONFORMANCE} - BEYOND - SPOILED))
 def test_each_conformance_test_finds_something(name: str, verdicts: dict[str, set[str]]) -> None:
     """No conformance test passes on all of the broken stores."""
     assert any(name in failed for failed in verdicts.values())
@@ -158,3 +257,40 @@ def test_a_store_that_says_too_much_of_itself_is_found_out(name: str) -> None:
     one = Boastful()
     assert not conforms(name, Boastful)
     assert conforms(name, lambda: one)
+
+
+def test_a_store_that_stumbles_over_a_record_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that raises where it can't read, and one that logs it each time, are; our own is not."""
+
+    class Stumbles(Decoder):
+        def __call__(self, task_id: str, encoded: bytes) -> TaskRecord | None:
+            return msgspec.msgpack.decode(encoded, type=TaskRecord)
+
+    class Repeats(Decoder):
+        def __call__(self, task_id: str, encoded: bytes) -> TaskRecord | None:
+            return Decoder()(task_id, encoded)
+
+    def verdict(kind: type[Decoder]) -> bool:
+        def open_store() -> Store:
+            store = SqliteStore(tmp_path / f"{kind.__name__}.db")
+            store._decode = kind()
+            return store
+
+        caplog.clear()
+        test = SqliteConformance().test_a_record_that_cannot_be_read(open_store, caplog)
+        return passes(test, loop_factory=None)
+
+    assert verdict(Decoder)
+    assert not verdict(Stumbles)
+    assert not verdict(Repeats)
+
+
+def test_so_many_unreadable_records_are_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    """After that, one may be logged a second time."""
+    decode = Decoder()
+    for number in range(10_001):
+        assert decode(str(number), b"") is None
+    assert decode("10000", b"") is None
+    assert len(caplog.records) == 10_001
+    assert decode("0", b"") is None
+    assert len(caplog.records) == 10_002

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -33,6 +35,11 @@ class TestSqlite(StoreConformance):
     def open_store(self, tmp_path: Path) -> Callable[[], Store]:
         return lambda: SqliteStore(another_way(tmp_path / "tasks.db"))
 
+    async def spoil(self, store: Store, task_id: str) -> None:
+        with closing(sqlite3.connect(store._path)) as connection:  # type: ignore[attr-defined]
+            connection.execute("UPDATE tasks SET record = ? WHERE id = ?", [b"garbage", task_id])
+            connection.commit()
+
 
 @pytest.fixture(scope="session")
 def redis() -> Iterator[str]:
@@ -49,3 +56,6 @@ class TestRedis(StoreConformance):
     def open_store(self, redis: str) -> Callable[[], Store]:
         prefix = f"{uuid4()}:"
         return lambda: RedisStore(redis, prefix=prefix)
+
+    async def spoil(self, store: Store, task_id: str) -> None:
+        await store._client.hset(f"{store._prefix}task:{task_id}", {"r": b"garbage"})  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import sys
+import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -40,15 +41,15 @@ from chanflow.tasks import (
     Progress,
     ProgressReport,
     ResultError,
+    Store,
     TaskCancelledError,
     TaskFailedError,
     TaskRecord,
     TaskService,
+    TaskStateError,
     TaskStatus,
     UnknownTaskError,
 )
-from chanflow.tasks import _service as service_module
-from chanflow.tasks.record import renew
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import Faulty, fail
@@ -419,18 +420,17 @@ async def test_a_lost_task_that_ends_meanwhile_changes_nothing() -> None:
 async def test_a_task_that_ends_while_its_lease_is_renewed() -> None:
     """A renewal that comes too late is no error."""
     store = MemoryStore()
-    change = store.change
+    change_many = store.change_many
 
-    async def slow_change(task_id: str, how: Any) -> TaskRecord | None:
-        if how.func.__name__ == "renew":
-            await sleep(1.0)
-        return await change(task_id, how)
+    async def slow_change(changes: Any) -> Any:
+        await sleep(1.0)
+        return await change_many(changes)
 
     async def short() -> str:
         await sleep(1.5)
         return "done"
 
-    store.change = slow_change  # type: ignore[method-assign, assignment]
+    store.change_many = slow_change  # type: ignore[method-assign]
     async with serving(short, store=store) as service:
         assert await service.result(await service.submit("short")) == "done"
         await sleep(5.0)
@@ -455,7 +455,7 @@ async def test_a_lost_task_is_left_to_the_other(caplog: pytest.LogCaptureFixture
 
 
 async def test_running_a_failed_task_again() -> None:
-    """`retry` starts over with a task that failed or was cancelled, and leaves others alone."""
+    """`retry` starts over with a task that failed or was cancelled, and refuses others."""
     broken = True
 
     async def flaky() -> str:
@@ -471,7 +471,11 @@ async def test_running_a_failed_task_again() -> None:
         again = await service.retry(task_id)
         assert (again.status, again.attempts, again.error_type) == (TaskStatus.PENDING, 0, None)
         assert await service.result(task_id) == "done"
-        assert (await service.retry(task_id)).status is TaskStatus.SUCCESS
+        with pytest.raises(
+            TaskStateError,
+            match=whole("only a task that failed or was cancelled can be retried; this one is success"),
+        ):
+            await service.retry(task_id)
         with pytest.raises(UnknownTaskError):
             await service.retry("no such task")
 
@@ -642,31 +646,25 @@ async def test_an_error_or_a_cancellation_stops_at_once(how: str) -> None:
 
 
 async def test_putting_back_takes_a_while() -> None:
-    """A service that is cut off keeps its place in the bus until what ran is put back."""
-    store, backend = MemoryStore(), MemoryBackend(max_pending=math.inf, retention=0.0)
-    change = store.change
+    """A service that is cut off waits until what ran is put back."""
+    store = MemoryStore()
+    change_many = store.change_many
 
-    async def slow_change(task_id: str, operation: Any) -> TaskRecord | None:
-        if cut_off:
-            await sleep(1.0)
-        return await change(task_id, operation)
-
-    store.change = slow_change  # type: ignore[method-assign, assignment]
-    cut_off = False
+    async def slow_change(changes: Any) -> Any:
+        await sleep(1.0)
+        return await change_many(changes)
 
     async def endless() -> None:
         await sleep(math.inf)
 
-    with move_on_after(5.0):
-        async with serving(endless, store=store, bus=connect(backend)) as service:
+    with move_on_after(0.5):
+        async with serving(endless, store=store) as service:
             await service.submit("endless")
             await wait_all_tasks_blocked()
-            cut_off = True
+            store.change_many = slow_change  # type: ignore[method-assign]
             await sleep(math.inf)
     [record] = store._records.values()
     assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
-    [entry] = backend.topic("tasks.endless").groups["workers"].entries.values()
-    assert (entry.attempt, entry.due) == (1, None)
 
 
 async def test_cut_off_while_a_task_waits_for_a_worker() -> None:
@@ -713,12 +711,10 @@ async def test_what_a_lost_task_says_changes_nothing(caplog: pytest.LogCaptureFi
 
 def test_a_record_shows_neither_arguments_nor_result() -> None:
     """They may be long, or a secret."""
-    record = TaskRecord(
-        id="1", name="work", arguments=b"secret", result=b"secret", created_at=1.0, run_at=2.0, queued_at=3.0
-    )
+    record = TaskRecord(id="1", name="work", arguments=b"secret", result=b"secret", created_at=1.0, run_at=2.0)
     assert repr(record) == (
         "TaskRecord(id='1', name='work', status=<TaskStatus.PENDING: 'pending'>, attempts=0, created_at=1.0, "
-        "run_at=2.0, queued_at=3.0, cancel_requested=False)"
+        "run_at=2.0, priority=0, cancel_requested=False)"
     )
 
 
@@ -732,17 +728,6 @@ async def test_a_service_that_only_submits() -> None:
     async with serving(double, bus=connect(backend), store=store) as back:
         with fail_after(1.0):
             assert await back.result(task_id) == 10
-
-
-async def test_submitting_alone_leaves_nothing_on_a_bus_that_nobody_reads() -> None:
-    """Where only the store is shared, its other processes look into it: telling our own bus would fill it up."""
-    bus, store = connect("memory://", max_pending=5), MemoryStore()
-    store.shared = True
-    async with serving(double, bus=bus, store=store, workers=0) as service:
-        with fail_after(10.0):
-            for _ in range(10):
-                await service.submit("double")
-        await service.shutdown()
 
 
 async def test_a_handler_that_another_service_has() -> None:
@@ -789,23 +774,21 @@ async def test_workers_are_shared_by_all_handlers() -> None:
         assert set(done[:8]) == set(names)
 
 
-async def test_a_busy_service_holds_little_that_others_could_run() -> None:
-    """While its workers run another handler's tasks, one message waits for them; what was fetched with it is lent."""
+async def test_a_busy_service_holds_nothing_that_others_could_run() -> None:
+    """While its workers run another handler's tasks, an idle service that shares the store runs the rest at once."""
 
     async def slow() -> None:
         await sleep(1000.0)
 
-    backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
-    async with serving(slow, double, bus=connect(backend), store=store, workers=4, lease=30.0) as busy:
+    store = MemoryStore()
+    async with serving(slow, double, store=store, workers=4) as busy:
         for _ in range(4):
             await busy.submit("slow")
         await sleep(1.0)
         ids = [await busy.submit("double", number=number) for number in range(4)]
-        await sleep(1.0)
-        async with serving(double, bus=connect(backend), store=store) as idle:
-            await sleep(40.0)
-            records = [await idle.get(task_id) for task_id in ids]
-            assert [record.attempts for record in records] == [0, 1, 1, 1]
+        async with serving(double, store=store) as idle:
+            with fail_after(1.0):
+                assert [await idle.result(task_id) for task_id in ids] == [0, 2, 4, 6]
         await busy.shutdown(0.0)
 
 
@@ -955,10 +938,9 @@ async def test_stopping_while_a_task_waits_for_its_turn() -> None:
             service.task(slow)
 
 
-async def test_a_task_that_nobody_was_told_of() -> None:
-    """A task whose submission was cut off between store and bus is found by the sweep."""
-    store = MemoryStore()
-    backend = MemoryBackend(max_pending=math.inf, retention=0.0)
+async def test_a_bus_that_is_away_when_a_task_is_submitted(caplog: pytest.LogCaptureFixture) -> None:
+    """The task is in the store, and is published once the bus is there again."""
+    store, backend = MemoryStore(), MemoryBackend(max_pending=math.inf, retention=0.0)
     publish = backend.publish
 
     async def cut_off(_content: Any) -> str:
@@ -966,39 +948,279 @@ async def test_a_task_that_nobody_was_told_of() -> None:
         raise StorageError(msg)
 
     async with serving(double, bus=connect(backend), store=store) as service:
-        await wait_all_tasks_blocked()
-        backend.publish = cut_off  # type: ignore[method-assign, assignment]
-        with pytest.raises(StorageError, match=whole("the bus is away")):
-            await service.submit("double", number=3)
-        backend.publish = publish  # type: ignore[method-assign]
-        [task_id] = store._records
-        await sleep(200.0)
+        backend.publish = cut_off  # type: ignore[method-assign]
+        task_id = await service.submit("double", number=3)
+        await sleep(10.0)
         assert (await service.get(task_id)).status is TaskStatus.PENDING
-        await sleep(200.0)
-        assert await service.result(task_id) == 6
+        backend.publish = publish  # type: ignore[method-assign]
+        with fail_after(2.0):
+            assert await service.result(task_id) == 6
+    assert "publishing failed, and is tried again in 1 s: the bus is away" in caplog.text
 
 
-async def test_a_neglected_task_that_was_begun_meanwhile() -> None:
-    """Somebody else may come to a neglected task before the sweep does."""
+async def test_a_full_bus_holds_up_nobody() -> None:
+    """Submitting does not wait for the bus, and what is over takes no room in it for good."""
+    store, bus = MemoryStore(), connect("memory://", max_pending=5)
+    async with serving(double, bus=bus, store=store, workers=0) as front:
+        with fail_after(1.0):
+            ids = [await front.submit("double", number=number) for number in range(50)]
+            for task_id in ids[:25]:
+                await front.cancel(task_id)
+    async with serving(double, bus=connect("memory://", max_pending=5), store=store, workers=2) as service:
+        with fail_after(400.0):
+            assert [await service.result(task_id) for task_id in ids[25:]] == [number * 2 for number in range(25, 50)]
 
-    class Slow(MemoryStore):
-        async def neglected(self, since: float, limit: int) -> list[str]:
-            return list(self._records)
+
+@pytest.mark.parametrize(
+    ("bus", "store", "is_named"),
+    [
+        ("memory://", "memory://", False),
+        ("memory://", "sqlite:///tasks.db", False),
+        ("sqlite:///tasks.db", "sqlite:///tasks.db", False),
+        ("sqlite:///./directory/../tasks.db", "sqlite:///tasks.db", False),
+        ("redis://127.0.0.1:1", "redis://127.0.0.1:1", False),
+        ("sqlite:///messages.db", "sqlite:///tasks.db", True),
+        ("sqlite:///tasks.db", "redis://127.0.0.1:1", True),
+        ("sqlite:///tasks.db", MemoryStore(), True),
+        (connect("memory://"), "memory://", True),
+    ],
+)
+def test_who_names_a_bus(bus: Any, store: Any, is_named: bool) -> None:  # noqa: FBT001 -- a parameter
+    """Tasks travel through a bus if one is named that is not the store itself."""
+    service = TaskService(bus=bus, store=store)
+    assert service._uses_bus is is_named
+    # There is one for other messages in any case.
+    assert service.bus.capabilities.durable == (isinstance(bus, str) and bus.startswith("sqlite:"))
+
+
+async def test_many_tasks_through_a_bus() -> None:
+    """They are published a part at a time."""
+    service = TaskService(bus=connect(MemoryBackend(max_pending=math.inf, retention=0.0)), workers=3)
+    service.task(double)
+    async with service:
+        ids = await service.submit_many("double", [{"number": number} for number in range(250)])
+        with fail_after(10.0):
+            assert [await service.result(task_id) for task_id in ids] == [number * 2 for number in range(250)]
+
+
+async def test_a_store_that_does_not_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """A claim is given up after a while, and made again."""
+    store = MemoryStore()
+    claim = store.claim
+
+    async def never(*_arguments: Any, **_options: Any) -> Any:
+        await sleep(math.inf)
+
+    store.claim = never  # type: ignore[method-assign]
+    async with serving(double, store=store) as service:
+        task_id = await service.submit("double")
+        await sleep(20.0)
+        store.claim = claim  # type: ignore[method-assign]
+        with fail_after(20.0):
+            assert await service.result(task_id) == 2
+    assert "the store failed, and is tried again in 1 s: the store has not answered for 30 s" in caplog.text
+
+
+async def test_what_cannot_be_put_back_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A store that fails when the service is cut off leaves the task to its lease, with or without a result."""
+    store = MemoryStore()
+    change, change_many = store.change, store.change_many
 
     async def endless() -> None:
         await sleep(math.inf)
 
-    store = Slow()
     async with serving(endless, store=store) as service:
-        task_id = await service.submit("endless")
-        await sleep(100.0)
-        assert (await service.get(task_id)).attempts == 1
-        await service.cancel(task_id)
+        await service.submit("endless")
+        await wait_all_tasks_blocked()
+        store.change_many = fail  # type: ignore[method-assign]
+        await service.shutdown(0.0)
+        store.change_many = change_many  # type: ignore[method-assign]
+    assert "1 task(s) could not be put back: the disk is gone" in caplog.text
+
+    async def stubborn() -> str:
+        with CancelScope(shield=True):
+            await sleep(5.0)
+        return "done"
+
+    async with serving(stubborn) as service:
+        task_id = await service.submit("stubborn")
+        await wait_all_tasks_blocked()
+        service._store.change = fail  # type: ignore[method-assign]
+        await service.shutdown(1.0)
+    assert f"task {task_id} could not be settled: the disk is gone" in caplog.text
+    store.change = change  # type: ignore[method-assign]
 
 
-async def test_tasks_from_before_are_told_of_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new bus in memory knows nothing of what is in the store; the service tells it at once, a part at a time."""
-    monkeypatch.setattr(service_module, "SWEEP", 2)
+async def test_a_store_whose_news_cannot_be_heard() -> None:
+    """A service is not entered then, and closes what it has opened; it can be entered later."""
+
+    class Deaf(MemoryStore):
+        deaf = True
+
+        async def news(self, *arguments: Any, **options: Any) -> None:
+            if self.deaf:
+                await fail()
+            await super().news(*arguments, **options)
+
+    store = Deaf()
+    service = TaskService(store=store)
+    service.task(double)
+    with pytest.raises(StorageError, match="the disk is gone"):
+        await service.__aenter__()
+    store.deaf = False
+    async with service:
+        assert await service.result(await service.submit("double")) == 2
+
+
+def test_the_clock_of_a_store_that_has_none_of_its_own() -> None:
+    """It is the machine's."""
+    assert Store.now(MemoryStore()) == pytest.approx(time.time(), abs=10.0)
+
+
+async def test_a_full_topic_holds_up_no_other_handler() -> None:
+    """While one handler's messages wait for somebody, another's are published."""
+
+    async def nobodys() -> None: ...
+
+    store = MemoryStore()
+    bus = connect("memory://", max_pending=2)
+    async with serving(double, nobodys, bus=bus, store=store, workers=0) as front:
+        await front.submit_many("nobodys", [{}] * 10)
+        await sleep(10.0)
+        task_id = await front.submit("double")
+        await sleep(1.0)
+        assert (await store.get(task_id, store.now())).published_at is not None  # type: ignore[union-attr]
+
+
+async def test_a_delayed_task_is_published_when_it_is_due() -> None:
+    """Until then, and after a failed attempt until the next one, it is in the store alone."""
+    backend = MemoryBackend(max_pending=math.inf, retention=0.0)
+    published: list[tuple[float, bytes]] = []
+    publish = backend.publish
+
+    async def note(content: Any) -> str:
+        published.append((anyio.current_time(), content.body))
+        return await publish(content)
+
+    backend.publish = note  # type: ignore[method-assign]
+    service = TaskService(bus=connect(backend))
+
+    @service.task(retry=Retry(2, delay=50.0, jitter=0))
+    async def flaky() -> str:
+        if len(published) == 1:
+            raise ValueError
+        return "done"
+
+    async with service:
+        task_id = await service.submit(flaky, delay=100.0)
+        assert await service.result(task_id) == "done"
+        assert [body for _, body in published] == [task_id.encode()] * 2
+        assert [at for at, _ in published] == pytest.approx([100.0, 150.0], abs=1.0)
+
+
+async def test_a_message_whose_task_is_elsewhere() -> None:
+    """It is acknowledged and forgotten: its task runs, is over or has another time, or there is none."""
+    backend, store = MemoryBackend(max_pending=math.inf, retention=0.0), MemoryStore()
+    bus = connect(backend)
+
+    async def endless() -> None:
+        await sleep(math.inf)
+
+    async with serving(endless, double, bus=bus, store=store) as service:
+        running = await service.submit("endless")
+        over = await service.submit("double")
+        await service.result(over)
+        later = await service.submit("double", delay=100.0)
+        for topic, task_id in ("endless", running), ("double", over), ("double", later), ("double", "unknown"):
+            await bus.publish(f"tasks.{topic}", task_id.encode())
+        await bus.publish("tasks.double", b"\xff")
+        await sleep(1.0)
+        assert [len(backend.topic(f"tasks.{name}").groups["workers"].entries) for name in ("endless", "double")] == [
+            0,
+            0,
+        ]
+        assert (await service.get(later)).status is TaskStatus.PENDING
+        await service.shutdown(0.0)
+
+
+@pytest.mark.parametrize("bus", ["no bus", "bus"])
+async def test_a_limit_for_a_handler(bus: str) -> None:
+    """No more of its tasks run at the same time, in all services together; those of others are not held up."""
+    store, backend = MemoryStore(), MemoryBackend(max_pending=math.inf, retention=0.0)
+    running = most = 0
+
+    async def scarce() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await sleep(10.0)
+        running -= 1
+
+    def make() -> TaskService:
+        service = TaskService(store=store, workers=5, **({} if bus == "no bus" else {"bus": connect(backend)}))
+        service.task(limit=2)(scarce)
+        service.task(double)
+        return service
+
+    first, second = make(), make()
+    async with first, second:
+        ids = [await first.submit("scarce") for _ in range(6)]
+        with fail_after(1.0):
+            assert await second.result(await first.submit("double")) == 2
+        with fail_after(35.0):
+            for task_id in ids:
+                await second.result(task_id)
+        assert most == 2
+    with pytest.raises(ValueError, match=whole("limit must be >= 1, got 0")):
+        TaskService().task(limit=0)
+
+
+async def test_priority() -> None:
+    """Of the tasks that wait, those with a higher priority come first."""
+    order: list[int] = []
+
+    async def work(number: int) -> None:
+        order.append(number)
+        await sleep(1.0)
+
+    service = TaskService(workers=1)
+    service.task(work)
+    async with service:
+        await service.submit("work", number=-1)
+        await wait_all_tasks_blocked()
+        ids = [await service.submit("work", number=number, priority=number % 3) for number in range(6)]
+        for task_id in ids:
+            await service.result(task_id)
+        assert (await service.get(ids[2])).priority == 2
+        for priority, error, message in (
+            (1001, ValueError, "priority must be from -1000 to 1000, got 1001"),
+            (1.5, TypeError, "priority must be an int, got 1.5"),
+            (True, TypeError, "priority must be an int, got True"),
+        ):
+            with pytest.raises(error, match=whole(message)):
+                await service.submit("work", number=1, priority=priority)  # type: ignore[arg-type]
+    assert order == [-1, 2, 5, 1, 4, 0, 3]
+
+
+async def test_submitting_many() -> None:
+    """They are there in one step: all of them, or none if one of them is wrong."""
+    store = MemoryStore()
+    async with serving(double, store=store, workers=2) as service:
+        with pytest.raises(ArgumentError):
+            await service.submit_many("double", [{"number": 1}, {"number": "2"}])
+        assert not store._records
+        ids = await service.submit_many("double", ({"number": number} for number in range(1000)))
+        assert [await service.result(task_id) for task_id in ids] == [number * 2 for number in range(1000)]
+        assert service.statistics().handlers["double"].submitted == 1000
+        assert await service.submit_many("double", []) == []
+        [late] = await service.submit_many("double", [{}], delay=10.0, priority=3)
+        record = await service.get(late)
+        assert (record.run_at - record.created_at, record.priority) == (pytest.approx(10.0), 3)
+        await service.cancel(late)
+
+
+async def test_tasks_from_before_are_run_at_the_start() -> None:
+    """What is in the store when a service is entered is in its queue."""
     store = MemoryStore()
     async with serving(double, store=store, workers=0) as before:
         ids = [await before.submit("double", number=3) for _ in range(5)]
@@ -1007,38 +1229,65 @@ async def test_tasks_from_before_are_told_of_at_the_start(monkeypatch: pytest.Mo
             assert [await after.result(task_id) for task_id in ids] == [6] * 5
 
 
-async def test_a_bus_or_store_that_fails_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
-    """The service goes on once they work again; meanwhile the log tells."""
+async def test_a_store_that_fails_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """The service goes on once it works again, and settles what has ended meanwhile; the log tells."""
     store = MemoryStore()
-    backend = MemoryBackend(max_pending=math.inf, retention=0.0)
-    join, neglected, change = backend.join, store.neglected, store.change
-    failures = 2
+    claim, change, forget = store.claim, store.change, store.forget
 
     async def fail(*_arguments: Any, **_options: Any) -> Any:
-        nonlocal failures
-        failures -= 1
-        if failures == 0:
-            backend.join = join  # type: ignore[method-assign]
-            store.neglected = neglected  # type: ignore[method-assign]
         msg = "it is away"
         raise StorageError(msg)
 
-    backend.join = fail  # type: ignore[method-assign]
-    store.neglected = fail  # type: ignore[method-assign]
-    async with serving(double, bus=connect(backend), store=store) as service:
-        task_id = await service.submit("double", number=3)
-        with fail_after(5.0):
-            assert await service.result(task_id) == 6
-        store.change = fail  # type: ignore[method-assign]
-        failures = 1000
-        task_id = await service.submit("double", number=4)
+    async def slow() -> str:
+        runs.append("run")
         await sleep(1.0)
+        return "done"
+
+    runs: list[str] = []
+    store.claim = store.forget = fail  # type: ignore[assignment]
+    async with serving(double, slow, store=store) as service:
+        task_id = await service.submit("double", number=3)
+        await sleep(2.5)
+        store.claim, store.forget = claim, forget  # type: ignore[method-assign]
+        with fail_after(1.0):
+            assert await service.result(task_id) == 6
+        task_id = await service.submit("slow")
+        await sleep(0.5)
+        store.change = fail  # type: ignore[method-assign]
+        await sleep(5.0)
         store.change = change  # type: ignore[method-assign]
-        with fail_after(2.0):
-            assert await service.result(task_id) == 8
-    assert "the bus failed, and is tried again in 1 s: it is away" in caplog.text
-    assert "looking for tasks failed, and is tried again: it is away" in caplog.text
-    assert f"task {task_id} could not be settled: it is away" in caplog.text
+        with fail_after(1.0):
+            assert await service.result(task_id) == "done"
+        assert len(runs) == 1
+    assert "the store failed, and is tried again in 1 s: it is away" in caplog.text
+    assert "looking for expired tasks failed, and is tried again: it is away" in caplog.text
+    assert f"task {task_id} could not be settled, which is tried again in 1 s: it is away" in caplog.text
+
+
+async def test_a_store_that_fails_for_longer_than_a_lease(caplog: pytest.LogCaptureFixture) -> None:
+    """What has ended is not settled then, and the task runs again once its lease has run out."""
+    store = MemoryStore()
+    change, change_many = store.change, store.change_many
+    runs: list[str] = []
+
+    async def fail(*_arguments: Any) -> Any:
+        msg = "it is away"
+        raise StorageError(msg)
+
+    async def quick() -> str:
+        runs.append("run")
+        if len(runs) == 1:
+            store.change = store.change_many = fail  # type: ignore[assignment]
+        return "done"
+
+    async with serving(quick, store=store, lease=5.0) as service:
+        task_id = await service.submit("quick")
+        await sleep(4.9)
+        store.change, store.change_many = change, change_many  # type: ignore[method-assign]
+        with fail_after(5.0):
+            assert await service.result(task_id) == "done"
+    assert len(runs) in {1, 2}
+    assert f"task {task_id} could not be settled" in caplog.text
 
 
 async def test_a_bus_that_fails_while_waiting_for_tasks(caplog: pytest.LogCaptureFixture) -> None:
@@ -1070,8 +1319,8 @@ async def test_a_task_that_is_taken_up_twice_in_one_service(caplog: pytest.LogCa
     """If its lease could not be renewed, a task may run again here: then the first run is cancelled."""
     begun: list[str] = []
     ended: list[str] = []
-    store, backend = MemoryStore(), Faulty()
-    change = store.change
+    store = MemoryStore()
+    change_many = store.change_many
 
     async def slow() -> str:
         name = f"run {len(begun)}"
@@ -1082,21 +1331,12 @@ async def test_a_task_that_is_taken_up_twice_in_one_service(caplog: pytest.LogCa
             ended.append(name)
         return name
 
-    async def fail_to_renew(task_id: str, how: Any) -> Any:
-        if how.func is renew:
-            await fail()
-        return await change(task_id, how)
-
-    async def fail_to_extend(extend: Any, delivery: Any) -> Any:
-        return await (fail() if store.change is fail_to_renew else extend(delivery))
-
-    store.change = fail_to_renew  # type: ignore[method-assign, assignment]
-    backend.calls["extend"] = fail_to_extend
-    async with serving(slow, double, store=store, bus=connect(backend), workers=2, lease=5.0) as service:
+    store.change_many = fail  # type: ignore[method-assign]
+    async with serving(slow, double, store=store, workers=2, lease=5.0) as service:
         task_id = await service.submit("slow")
         await sleep(5.5)
         assert begun == ["run 0", "run 1"]
-        store.change = change  # type: ignore[method-assign]
+        store.change_many = change_many  # type: ignore[method-assign]
         await sleep(1.0)
         assert ended == ["run 0"]
         assert await service.result(task_id) == "run 1"
@@ -1106,7 +1346,7 @@ async def test_a_task_that_is_taken_up_twice_in_one_service(caplog: pytest.LogCa
 
 
 async def test_an_acknowledgement_that_fails_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """The task is at its end all the same, and its message is left to the bus."""
+    """The task runs all the same, and its message is left to the bus."""
 
     async def fail_to_ack(_ack: Any, _delivery: Any) -> Any:
         await fail()
@@ -1115,17 +1355,19 @@ async def test_an_acknowledgement_that_fails_is_told(caplog: pytest.LogCaptureFi
         task_id = await service.submit("double", number=1)
         assert await service.result(task_id) == 2
         await sleep(10.0)
-    assert [record.message for record in caplog.records] == [f"task {task_id} could not be settled: the disk is gone"]
+    assert {record.message for record in caplog.records} == {
+        "the bus failed, and is tried again in 1 s: the disk is gone"
+    }
 
 
 async def test_a_lease_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """A store that fails while a task runs is in the log; the task goes on."""
     store = MemoryStore()
-    change = store.change
+    change_many = store.change_many
 
     async def slow() -> str:
         await sleep(2.5)
-        store.change = change  # type: ignore[method-assign]
+        store.change_many = change_many  # type: ignore[method-assign]
         return "done"
 
     async def fail(*_arguments: Any) -> Any:
@@ -1135,36 +1377,11 @@ async def test_a_lease_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureF
     async with serving(slow, store=store) as service:
         task_id = await service.submit("slow")
         await wait_all_tasks_blocked()
-        store.change = fail  # type: ignore[method-assign, assignment]
+        store.change_many = fail  # type: ignore[method-assign]
         assert await service.result(task_id) == "done"
     assert {record.message for record in caplog.records if record.levelno == logging.WARNING} == {
-        f"the lease of task {task_id} could not be renewed: it is away"
+        "the leases of 1 task(s) could not be renewed: it is away"
     }
-
-
-async def test_a_message_that_cannot_be_renewed_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A bus that fails while a task runs is in the log; the task goes on."""
-
-    async def slow() -> str:
-        await sleep(2.5)
-        return "done"
-
-    async with serving(slow, bus=connect(Faulty(extend=fail))) as service:
-        assert await service.result(await service.submit("slow")) == "done"
-    assert {record.message for record in caplog.records if record.levelno == logging.WARNING} == {
-        "the lease of <Message 1 of 'tasks.slow', attempt 1> could not be renewed: the disk is gone"
-    }
-
-
-async def test_a_task_that_is_just_being_settled() -> None:
-    """Its message's lease is not renewed any more."""
-
-    async def slow(ack: Any, delivery: Any) -> bool:
-        await sleep(2.5)
-        return bool(await ack(delivery))
-
-    async with serving(double, bus=connect(Faulty(ack=slow, extend=fail))) as service:
-        assert await service.result(await service.submit("double")) == 2
 
 
 async def test_a_store_that_cannot_be_opened() -> None:
@@ -1295,7 +1512,7 @@ def test_registering_refuses() -> None:
     assert list(service._handlers) == ["double"]
 
 
-@pytest.mark.parametrize("name", ["idempotency_key", "delay"])
+@pytest.mark.parametrize("name", ["idempotency_key", "delay", "priority"])
 def test_names_that_submit_has_itself_are_refused(name: str) -> None:
     """A parameter that `submit` would take for its own can't be passed, so it can't be registered."""
     namespace: dict[str, Any] = {}

@@ -91,15 +91,15 @@ async def test_each_change_is_told() -> None:
             await wait_all_tasks_blocked()
             assert len(service._watches) == 1
         assert not service._watches
-        records = watchers[0].records
-        assert records == watchers[1].records == watchers[2].records
-        assert watchers[0].statuses[:2] == ["pending", "running"]
-        assert watchers[0].statuses[-1] == "success"
-        assert [record.progress.done for record in records if record.progress] == [0, 1, 2, 2]
-        assert records[-1] == await service.get(task_id)
-        assert all(one != other for one, other in pairwise(records))
-        start = watchers[0].times[0]
-        assert [at - start for at in watchers[0].times] == pytest.approx([0, 5, 6, 7, 8], abs=0.1)
+        for watcher in watchers:
+            records = watcher.records
+            assert watcher.statuses[:2] == ["pending", "running"]
+            assert watcher.statuses[-1] == "success"
+            assert [record.progress.done for record in records if record.progress] == [0, 1, 2, 2]
+            assert records[-1] == await service.get(task_id)
+            assert all(one != other for one, other in pairwise(records))
+            # What happens in one moment may be told as one change.
+            assert sorted({round(at - watcher.times[0]) for at in watcher.times}) == [0, 5, 6, 7, 8]
 
 
 async def test_a_slow_watcher_is_told_of_the_last() -> None:
@@ -199,7 +199,7 @@ async def test_a_watch_ends_with_the_service() -> None:
 
 
 async def test_other_processes_changes_are_noticed() -> None:
-    """A shared store is asked now and again: the less often, the longer it takes."""
+    """Even if nobody tells: a shared store is asked now and again."""
     store = MemoryStore()
     store.shared = True
     asked: list[float] = []
@@ -218,16 +218,33 @@ async def test_other_processes_changes_are_noticed() -> None:
             await sleep(59.95)
             assert watcher.statuses == ["pending"]
             pauses = [after - before for before, after in pairwise(asked)]
-            assert min(pauses) == pytest.approx(0.1)
-            assert max(pauses) == pytest.approx(1.0)
-            assert pauses == pytest.approx(sorted(pauses))
-            assert pauses[:5] == pytest.approx([0.1] * 5)
+            assert pauses == pytest.approx([5.0] * 11)
             changed_at = anyio.current_time()
+            store._listeners.clear()
             await store.change(
                 task_id, lambda record: replace(record, status=TaskStatus.FAILED, error_type="E", error_message="e")
             )
+            store._listeners.append(service._hear)
         assert watcher.statuses == ["pending", "failed"]
-        assert watcher.times[-1] - changed_at <= 1.0
+        assert watcher.times[-1] - changed_at <= 5.0
+
+
+async def test_news_that_were_missed() -> None:
+    """When some may have been, whoever waits looks again at once."""
+    store = MemoryStore()
+    store.shared = True
+    async with serving(double, store=store, workers=0) as service:
+        task_id = await service.submit("double")
+        watcher = Watcher(service, task_id)
+        async with create_task_group() as tasks:
+            tasks.start_soon(watcher.watch)
+            await wait_all_tasks_blocked()
+            at = anyio.current_time()
+            store._listeners.clear()
+            await service.cancel(task_id)
+            service._hear(None)
+            store._listeners.append(service._hear)
+        assert watcher.times[-1] == at
 
 
 async def test_own_changes_in_a_shared_store_are_told_at_once() -> None:
@@ -494,7 +511,7 @@ async def test_the_log_of_a_lost_task(lines: list[dict[str, Any]]) -> None:
 
 def test_a_line_that_says_itself_which_task() -> None:
     """A filter doesn't put another in its place, and lets every line pass."""
-    task = TaskRecord(id="id", name="name", arguments=b"", created_at=0.0, run_at=0.0, queued_at=0.0)
+    task = TaskRecord(id="id", name="name", arguments=b"", created_at=0.0, run_at=0.0)
     for own, told in (({"task_id": "own"}, "own"), ({}, "id")):
         record = logging.LogRecord("name", logging.INFO, "file", 1, "message", (), None)
         vars(record).update(own)

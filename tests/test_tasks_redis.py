@@ -93,7 +93,7 @@ NOW = 1000.0
 
 
 def new(number: int) -> TaskRecord:
-    return TaskRecord(id=f"task {number}", name="work", arguments=b"\x80", created_at=NOW, run_at=NOW, queued_at=NOW)
+    return TaskRecord(id=f"task {number}", name="work", arguments=b"\x80", created_at=NOW, run_at=NOW)
 
 
 async def test_what_a_store_remembers_is_only_a_guess() -> None:
@@ -160,6 +160,20 @@ async def test_a_redis_that_is_away_or_goes() -> None:
             with pytest.raises(StorageError, match=f"^{url}: "):
                 await service.get("id")
         gc.collect()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"
+)
+async def test_a_password_is_not_told() -> None:
+    """Neither the error nor the log has it."""
+    with pytest.raises(StorageError) as caught:
+        async with TaskService(store="redis://user:secret@127.0.0.1:1/0"):
+            pass
+    assert str(caught.value).startswith("redis://127.0.0.1:1/0: ")
+    assert "secret" not in str(caught.value)
+    del caught
+    gc.collect()
 
 
 def test_without_its_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import anyio
 import pytest
 from anyio import create_task_group, fail_after, sleep
 
+from chanflow import Retry
 from chanflow.tasks import TaskService, TaskStatus
 from tests.conftest import another_way
 
@@ -25,7 +26,7 @@ KILLS = 50
 # Submits and runs tasks until it is killed. It notes each id after `submit` returned it, and each run.
 SERVICE = """
 import os, sys
-import anyio
+import anyio, chanflow
 from chanflow.tasks import TaskService
 
 directory, backend = sys.argv[1:]
@@ -36,7 +37,7 @@ def note(name, line):
     with open(f"{directory}/{name}", "a") as file:
         file.write(line + "\\n")
 
-@service.task
+@service.task(retry=chanflow.Retry(100))
 async def work(number: int) -> int:
     note("runs", str(number))
     await anyio.sleep(0.005)
@@ -168,7 +169,7 @@ def test_killed_at_any_moment_loses_no_accepted_task(tmp_path: Path) -> None:
     assert len(accepted) > KILLS
     service = service_at(tmp_path / "tasks.db", workers=20, lease=1.0)
 
-    @service.task
+    @service.task(retry=Retry(100))
     async def work(number: int) -> int:
         return number + 1
 

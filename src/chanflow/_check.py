@@ -6,7 +6,7 @@ import math
 from functools import partial
 from reprlib import Repr
 
-__all__ = ["check_count", "check_seconds", "name_of", "show", "show_error"]
+__all__ = ["check_count", "check_seconds", "message_of", "name_of", "show", "show_error"]
 
 
 class Shown(Repr):
@@ -27,12 +27,19 @@ show = Shown().show
 
 
 def show_error(error: BaseException) -> str:
-    """Represent an error by its class and message, even one whose `__str__` raises."""
+    """Represent an error by its class and message."""
+    message = message_of(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def message_of(error: BaseException) -> str:
+    """Give the message of an error, even of one whose `__str__` raises, as text that can be stored anywhere."""
     try:
         message = str(error)
     except Exception as broken:  # noqa: BLE001 -- what a program's own class raises here is anything
         message = f"<its str raises {type(broken).__name__}>"
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    # Half of a surrogate pair, which a file's name may have, can't be encoded.
+    return message.encode("utf-8", "backslashreplace").decode()
 
 
 def name_of(function: object) -> str:

@@ -55,11 +55,14 @@ class Database:
 
     Requests that wait at the same time are carried out in one transaction, in their order, each as if it were
     alone: one that fails takes nothing of the others back. What has returned is on the disk.
+
+    One that only reads has a thread and a connection of its own, and waits for nobody who writes.
     """
 
-    def __init__(self, path: Path, home: Home) -> None:
+    def __init__(self, path: Path, home: Home, *, reads: bool) -> None:
         self._path = path
         self._home = home
+        self._reads = reads
         self._users = 0
         # None is the end. A channel would take two more trips through the event loop for each request.
         self._requests: SimpleQueue[Request[Any] | None] = SimpleQueue()
@@ -70,20 +73,21 @@ class Database:
         self._ended = Event()
 
     @classmethod
-    async def open(cls, path: Path, schema: str) -> Database:
+    async def open(cls, path: Path, schema: str, *, reads: bool = False) -> Database:
         """Open a file, or share what has it open here; each one who does closes it.
 
         Args:
             path: the file, which is made if it is missing.
             schema: statements that make what is missing in it.
+            reads: whether for reading only.
 
         Raises:
             StorageError: it can't be opened, or is no SQLite file.
         """
         home = running_home()
-        database = databases.get((path, home))
+        database = databases.get((path, home, reads))
         if database is None:
-            database = databases[path, home] = cls(path, home)
+            database = databases[path, home, reads] = cls(path, home, reads=reads)
             # Not a daemon, which would be cut off in the middle of a transaction.
             threading.Thread(target=database._serve, name=f"chanflow {path.name}").start()
         database._users += 1
@@ -98,7 +102,7 @@ class Database:
         """Carry out what was requested before, and close the file once nobody here has it open any more."""
         self._users -= 1
         if not self._users:
-            del databases[self._path, self._home]
+            del databases[self._path, self._home, self._reads]
             self._closed = True
             with CancelScope(shield=True):
                 if self._open:
@@ -170,7 +174,7 @@ class Database:
             while batch := self._next_batch():
                 try:
                     connection = connection or self._connect()
-                    transact(connection, batch)
+                    transact(connection, batch, "BEGIN" if self._reads else "BEGIN IMMEDIATE")
                 except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
                     for request in batch:
                         request.error = request.error or error
@@ -213,7 +217,7 @@ class Database:
         return connection
 
 
-databases: dict[tuple[Path, Home], Database] = {}
+databases: dict[tuple[Path, Home, bool], Database] = {}
 """Those that are open."""
 
 
@@ -237,9 +241,9 @@ def prepare(schema: str, connection: Connection) -> None:
         connection.execute(statement)
 
 
-def transact(connection: Connection, batch: list[Request[Any]]) -> None:
+def transact(connection: Connection, batch: list[Request[Any]], begin: str) -> None:
     """Carry out requests in one transaction."""
-    connection.execute("BEGIN IMMEDIATE")
+    connection.execute(begin)
     try:
         for request in batch:
             if len(batch) == 1:

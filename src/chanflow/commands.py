@@ -17,7 +17,14 @@ import click
 from anyio import CancelScope, create_task_group, open_signal_receiver
 
 from chanflow.bus import StorageError
-from chanflow.tasks import JsonFormatter, TaskFilter, TaskRecord, TaskService, TaskStatus, UnknownTaskError
+from chanflow.tasks import (
+    JsonFormatter,
+    TaskFilter,
+    TaskService,
+    TaskStateError,
+    TaskStatus,
+    UnknownTaskError,
+)
 from chanflow.tasks.wire import moment, to_json
 
 if TYPE_CHECKING:
@@ -51,11 +58,8 @@ class CommandError(click.ClickException):
 @click.option(
     "--store", required=True, envvar="CHANFLOW_STORE", metavar="URL", help="Where the tasks are; or $CHANFLOW_STORE."
 )
-@click.option(
-    "--bus", envvar="CHANFLOW_BUS", metavar="URL", help="What tells the workers, if it is not the store's file."
-)
 @click.pass_context
-def tasks(context: click.Context, store: str, bus: str | None) -> None:
+def tasks(context: click.Context, store: str) -> None:
     """List, show, cancel and retry tasks.
 
     The store is `sqlite:///file.db` or `redis://host`.
@@ -63,21 +67,21 @@ def tasks(context: click.Context, store: str, bus: str | None) -> None:
     if store == "memory://":
         msg = "memory:// is the memory of another process; --store must be sqlite:///PATH or redis://HOST"
         raise CommandError(msg)
-    context.obj = store, bus or (store if store.startswith("sqlite:") else "memory://")
+    context.obj = store
 
 
 def ask(context: click.Context, question: Callable[[TaskService], Awaitable[T]]) -> T:
     """Ask something of the store."""
-    store, bus = context.obj
+    store: str = context.obj
 
     async def main() -> T:
         # Without handlers and workers, it runs nothing.
-        async with TaskService(store=store, bus=bus, workers=0) as service:
+        async with TaskService(store=store, workers=0) as service:
             return await question(service)
 
     try:
         return anyio.run(main)
-    except (StorageError, UnknownTaskError, ValueError, ModuleNotFoundError) as error:
+    except (StorageError, TaskStateError, UnknownTaskError, ValueError, ModuleNotFoundError) as error:
         raise CommandError(str(error)) from None
 
 
@@ -124,15 +128,7 @@ def cancel(context: click.Context, task_id: str) -> None:
 @click.pass_context
 def retry(context: click.Context, task_id: str) -> None:
     """Run a task again that failed or was cancelled."""
-
-    async def retry(service: TaskService) -> TaskRecord:
-        before = await service.get(task_id)
-        if before.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
-            msg = f"only a task that failed or was cancelled can be retried; {task_id} is {before.status.value}"
-            raise CommandError(msg)
-        return await service.retry(task_id)
-
-    click.echo(ask(context, retry).status.value)
+    click.echo(ask(context, lambda service: service.retry(task_id)).status.value)
 
 
 backend_option: Option = click.option(

@@ -10,22 +10,30 @@ except ModuleNotFoundError as _error:
     _message = f"chanflow.tasks needs {_error.name}: pip install 'chanflow[tasks]'"
     raise ModuleNotFoundError(_message, name=_error.name) from None
 
-from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError
+from chanflow.tasks._errors import (
+    IdempotencyError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskStateError,
+    UnknownTaskError,
+)
 from chanflow.tasks._handler import ArgumentError, Handler, Progress, ResultError
 from chanflow.tasks._log import JsonFormatter, TaskFilter, current_task
 from chanflow.tasks._service import TaskService
 from chanflow.tasks._statistics import HandlerStatistics, Histogram, TaskStatistics
 from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
-from chanflow.tasks.store import Change, Store
+from chanflow.tasks.store import Change, Claimed, News, Store
 
 __all__ = [
     "ArgumentError",
     "Change",
+    "Claimed",
     "Handler",
     "HandlerStatistics",
     "Histogram",
     "IdempotencyError",
     "JsonFormatter",
+    "News",
     "Progress",
     "ProgressReport",
     "ResultError",
@@ -35,6 +43,7 @@ __all__ = [
     "TaskFilter",
     "TaskRecord",
     "TaskService",
+    "TaskStateError",
     "TaskStatistics",
     "TaskStatus",
     "UnknownTaskError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from chanflow.tasks.record import TaskRecord
 
-__all__ = ["IdempotencyError", "TaskCancelledError", "TaskFailedError", "UnknownTaskError"]
+__all__ = ["IdempotencyError", "TaskCancelledError", "TaskFailedError", "TaskStateError", "UnknownTaskError"]
 
 
 class UnknownTaskError(LookupError):
@@ -13,6 +13,10 @@ class UnknownTaskError(LookupError):
 
 class IdempotencyError(ValueError):
     """An idempotency key was used before, for another task or other arguments."""
+
+
+class TaskStateError(RuntimeError):
+    """A task is not in a state in which this can be done."""
 
 
 class TaskFailedError(Exception):

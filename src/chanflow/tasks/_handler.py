@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, get_type_hints
+from hashlib import sha256
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, cast, get_type_hints
 
 import msgspec
-from anyio import CapacityLimiter
+from anyio import CapacityLimiter, from_thread
 
 from chanflow._attempt import Attempt
+from chanflow._offload import is_async
 from chanflow._retry import Retry
 from chanflow.tasks.record import ProgressReport
 
-__all__ = ["ArgumentError", "Handler", "Progress", "ResultError"]
+__all__ = ["MAX_SECONDS", "ArgumentError", "Handler", "Progress", "ResultError", "topic_of"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Report: TypeAlias = Callable[[ProgressReport], Awaitable[None]]
+Report: TypeAlias = Callable[[ProgressReport], Coroutine[Any, Any, None]]
 
 KINDS = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-RESERVED = {"idempotency_key", "delay"}
+RESERVED = {"idempotency_key", "delay", "priority"}
+MAX_SECONDS = 3_155_760_000.0
+"""A hundred years: the most for which a task waits or is kept, so that every time can be told as a date."""
+EXACT = 2**53
+"""Below this, a float that is whole is the only one that means this number."""
+TOPIC = "tasks."
+"""What the topics of a bus begin with: each handler has one, so that a worker is only told of tasks that it knows."""
 
 
 class ArgumentError(ValueError):
@@ -35,11 +43,12 @@ class ResultError(TypeError):
 class Progress:
     """What a handler reports its progress with: a parameter with this type gets one."""
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Report, *, in_thread: bool = False) -> None:
         self._report: Report = report
+        self._in_thread: bool = in_thread
 
-    async def update(self, done: float, total: float = 1.0, message: str = "") -> None:
-        """Report how far the task is.
+    def update(self, done: float, total: float = 1.0, message: str = "") -> Awaitable[None]:
+        """Report how far the task is: an async handler awaits it, a plain one just calls it.
 
         Args:
             done: how much of it is done, from 0 to `total`.
@@ -65,17 +74,34 @@ class Progress:
             msg = f"message must be a str, got {message!r}"
             raise TypeError(msg)
         # See the runner's messages of errors.
-        await self._report(ProgressReport(done, total, message.encode("utf-8", "backslashreplace").decode()))
+        progress = ProgressReport(done, total, message.encode("utf-8", "backslashreplace").decode())
+        if not self._in_thread:
+            return self._report(progress)
+        from_thread.run(self._report, progress)
+        return REPORTED
+
+
+class Reported:
+    """An awaitable that is done."""
+
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
+
+
+REPORTED = cast("Awaitable[None]", Reported())
 
 
 class Handler(Generic[P, R]):
     """A function that was registered as a task; it can still be called as before."""
 
-    def __init__(self, fn: Callable[P, R], name: str, retry: Retry, timeout: float | None) -> None:
+    def __init__(
+        self, fn: Callable[P, R], name: str, retry: Retry, timeout: float | None, limit: int | None = None
+    ) -> None:
         self.fn: Callable[P, R] = fn
         self.name: str = name
         self.retry: Retry = retry
         self.timeout: float | None = timeout
+        self.limit: int | None = limit
         self.__doc__ = fn.__doc__
         self.__wrapped__ = fn
         self._attempt: Attempt
@@ -102,6 +128,7 @@ class Handler(Generic[P, R]):
         self._decoder: msgspec.msgpack.Decoder[msgspec.Struct] = msgspec.msgpack.Decoder(self.arguments)
         self._json_decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(self.arguments)
         self.returns: Any = hints.get("return", Any)
+        self._result_decoder: msgspec.msgpack.Decoder[Any] = make_decoder(name, self.returns)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function itself."""
@@ -109,6 +136,19 @@ class Handler(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<task {self.name!r}>"
+
+    def fingerprint(self, arguments: Mapping[str, Any] | bytes) -> str:
+        """Give what is the same for the same arguments, however they are written, and not for others.
+
+        Args:
+            arguments: checked by `encode`, or what it gave.
+        """
+        if not isinstance(arguments, bytes):
+            # A set's order is another in each process.
+            arguments = msgspec.msgpack.encode(dict(arguments), order="deterministic")
+        ordered = msgspec.msgpack.encode(self._read(arguments), order="deterministic")
+        plain = msgspec.msgpack.encode(one_number(msgspec.msgpack.decode(ordered)), order="deterministic")
+        return sha256(plain).hexdigest()
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
         """Check arguments by the type hints, and make of them what is stored.
@@ -159,22 +199,30 @@ class Handler(Generic[P, R]):
         Raises:
             ArgumentError: the arguments were stored by another version, and don't fit.
             TimeoutError: it took longer than the timeout.
-            ResultError: what it returned can't be stored.
+            ResultError: what it returned can't be stored, or is not what its annotation says.
             Exception: what it raised.
         """
         arguments = given(self._read(encoded))
         if self._progress is not None:
-            arguments[self._progress] = Progress(report)
+            arguments[self._progress] = Progress(report, in_thread=not is_async(self.fn))
         value = await self._attempt(**arguments)
         try:
-            return msgspec.msgpack.encode(value)
+            encoded = msgspec.msgpack.encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"the result of {self.name} can't be stored: {error}"
             raise ResultError(msg) from error
+        if self.returns is not Any:
+            try:
+                # Or whoever asks for it could not read it.
+                self._result_decoder.decode(encoded)
+            except msgspec.ValidationError as error:
+                msg = f"the result of {self.name} does not fit its annotation: {error}"
+                raise ResultError(msg) from error
+        return encoded
 
     def decode_result(self, encoded: bytes) -> Any:
         """Give a result as the type that the function returns."""
-        return msgspec.msgpack.decode(encoded, type=self.returns)
+        return self._result_decoder.decode(encoded)
 
 
 def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
@@ -188,6 +236,31 @@ def given(arguments: msgspec.Struct) -> dict[str, Any]:
     """Give the arguments that are not left to the function."""
     names = arguments.__struct_fields__
     return {name: value for name in names if (value := getattr(arguments, name)) is not msgspec.UNSET}
+
+
+def one_number(value: Any) -> Any:
+    """Give data in which a whole number is an int, however it was written."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return int(value)
+    if isinstance(value, list):
+        return [one_number(each) for each in value]
+    if isinstance(value, dict):
+        return {one_number(key): one_number(each) for key, each in value.items()}
+    return value
+
+
+def topic_of(name: str) -> str:
+    """Name the topic of a handler's tasks."""
+    return TOPIC + name
+
+
+def make_decoder(name: str, returns: Any) -> msgspec.msgpack.Decoder[Any]:
+    """Make what reads a function's results."""
+    try:
+        return msgspec.msgpack.Decoder(returns)
+    except TypeError as error:
+        msg = f"what {name} is annotated to return is not plain data: {error}"
+        raise TypeError(msg) from error
 
 
 def make_struct(name: str, fields: list[Any]) -> type[msgspec.Struct]:

@@ -1,138 +1,110 @@
-"""The workers of a task service: they take tasks up, run them, and settle them by what came of that."""
+"""The workers of a task service: they run what was claimed, and settle it by what came of that."""
 
 # Invariants:
-# 1. A message is held by its subscription from its delivery until its task was settled, and no longer. A subscription
-#    is left only when none of its tasks runs; what was still waiting for a worker is given back then.
-# 2. A run is there from the claim of its task until it was settled: what is there has its lease renewed.
+# 1. A run is there from the moment at which its task was handed to the workers until it was settled: what is there has
+#    its lease renewed.
+# 2. There are no more runs than workers; what was claimed too late to be run is put back as it came.
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from itertools import count
-from secrets import token_hex
 from typing import Any
 
-from anyio import CancelScope, Event, Semaphore, WouldBlock, create_task_group, move_on_after, sleep
-from attrs import define, field
+from anyio import CancelScope, Event, create_task_group, move_on_after, sleep
+from attrs import define
 
+from chanflow._check import message_of
 from chanflow._park import running_home
 from chanflow._retry import judge
 from chanflow._signal import Signal
 from chanflow._storage import StorageError
-from chanflow.bus import Bus, LeaseLostError, Message, Subscription
-from chanflow.tasks._handler import Handler
+from chanflow.tasks._dispatch import AGAIN, Dispatch
+from chanflow.tasks._handler import MAX_SECONDS, Handler, topic_of
 from chanflow.tasks._log import about, current
 from chanflow.tasks._statistics import Tally
 from chanflow.tasks._trace import Tracing
-from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus, claim, finish, put_back, renew, report
-from chanflow.tasks.store import Store
+from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus, finish, put_back, renew, report
+from chanflow.tasks.store import Change, News, Store
 
-__all__ = ["Runner", "topic_of"]
+__all__ = ["Runner"]
 
 logger = logging.getLogger("chanflow.tasks")
 
-TOPIC = "tasks."
-"""What the topics begin with: each handler has one, so that a worker is only told of tasks that it knows."""
-GROUP = "workers"
 GRACE = 5.0
 """Seconds to put back what is cut off."""
-AGAIN = 1.0
-"""Seconds to wait for a bus or a store that failed."""
 HEARTBEAT = 1.0
-"""The most seconds until a task hears of its cancellation in another process."""
-
-
-def topic_of(name: str) -> str:
-    """Name the topic of a handler's tasks."""
-    return TOPIC + name
+"""The most seconds from one renewal of the leases to the next."""
+WORKER_LOST = "WorkerLostError"
+"""Where the class of an error is told: the attempt ended with its worker."""
 
 
 @define(eq=False)
 class Run:
-    """An attempt that is going on here."""
+    """A claimed task that is here."""
 
-    task_id: str
-    message: Message
-    worker: str
+    record: TaskRecord
+    """As it was claimed."""
     scope: CancelScope
     lost: bool = False
     """Whether another worker has the task by now."""
     cancelled: bool = False
     """Whether its cancellation was asked for."""
 
-
-@define(eq=False)
-class Intake:
-    """One handler's messages, as they come in."""
-
-    handler: Handler[Any, Any]
-    messages: Subscription
-    running: int = 0
-    """How many of their tasks run."""
-    idle: Signal = field(factory=Signal)
-    """That none runs any more."""
+    @property
+    def worker(self) -> str:
+        """The id of the run."""
+        assert self.record.worker is not None
+        return self.record.worker
 
 
 class Runner:
     """The workers of one stay in a service's block.
 
     Args:
-        bus: tells them of tasks.
+        dispatch: brings the tasks.
         store: where the tasks are.
         handlers: by name.
         workers: how many tasks may run at the same time, at least 0.
         ttl: seconds for which a finished task is kept.
         lease: seconds for which a worker has a task without a sign of life.
-        now: tells the time, in seconds since the epoch.
-        tell: is called with a task after each change.
         tally: counts what comes of the tasks.
         tracing: makes spans of their runs; None for none.
     """
 
     def __init__(
         self,
-        bus: Bus,
+        dispatch: Dispatch,
         store: Store,
         handlers: Mapping[str, Handler[Any, Any]],
         *,
         workers: int,
         ttl: float,
         lease: float,
-        now: Callable[[], float],
-        tell: Callable[[TaskRecord], None],
         tally: Tally,
         tracing: Tracing | None,
     ) -> None:
-        self._bus = bus
+        self._dispatch = dispatch
         self._store = store
         self._handlers = handlers
         self._workers = workers
         self._ttl = ttl
         self._lease = lease
-        self._now = now
-        self._tell = tell
         self._tally = tally
         self._tracing = tracing
         self._home = running_home()
-        # By what tells them from one another: a task whose lease ran out may be taken up a second time here.
-        self._runs: dict[str, Run] = {}
-        self._intakes: set[Intake] = set()
-        # What waits for a worker, and that there is something. One worker is woken, and wakes the next if there is
+        self._runs: set[Run] = set()
+        # Runs that wait for a worker, and that there are some. One worker is woken, and wakes the next if there is
         # more: a channel would wake one for each, when one that is awake may take them all.
-        self._waiting: deque[tuple[Message, Intake]] = deque()
+        self._waiting: deque[Run] = deque()
         self._news = Signal()
         self._waking = False
-        # The workers that have nothing to do, less what waits for them.
-        self._idle = Semaphore(workers, fast_acquire=True)
+        # That a worker has nothing to do.
+        self._freed = Signal()
         # That of this event loop, without looking for it again each time.
         self._new_scope = type(CancelScope())
-        # What tells the runs from one another, in all processes.
-        own = token_hex(8)
-        self._run_ids: Iterator[str] = (f"{own}.{number}" for number in count(1))
         self.stopped = False
         self._cut_off = False
         self.drained = Event()
@@ -144,76 +116,77 @@ class Runner:
         """How many tasks run."""
         return len(self._runs)
 
-    def cancel(self, task_id: str) -> None:
-        """Cancel a task if it runs here."""
-        for run in self._runs.values():
-            if run.task_id == task_id:
-                run.cancelled = True
-                run.scope.cancel()
-
     def cut_off(self) -> None:
         """Put back what runs, and what is going to."""
         self._cut_off = True
-        for run in self._runs.values():
+        for run in self._runs:
             run.scope.cancel()
 
     def stop(self) -> None:
         """Take up nothing more."""
         self.stopped = True
+        self._dispatch.stop()
         self._news.send_all()
-        for intake in self._intakes:
-            intake.messages.stop()
-            # It may wait for a worker.
-            self._idle.release()
+        self._freed.send_all()
+
+    def hear(self, news: News) -> None:
+        """Be told of a change of a task whose cancellation was asked for."""
+        if news.status is TaskStatus.RUNNING:
+            for run in self._runs:
+                if run.record.id == news.id and not run.cancelled:
+                    run.cancelled = True
+                    run.scope.cancel()
 
     async def work(self) -> None:
-        """Take up tasks and run them, until stopped."""
+        """Run what the dispatch brings, until stopped."""
         try:
             async with create_task_group() as group:
-                for handler in self._handlers.values():
-                    group.start_soon(self._serve, handler)
+                group.start_soon(self._dispatch.serve, self)
                 for _ in range(self._workers):
                     group.start_soon(self._run_waiting)
         finally:
+            # What no worker has come to.
+            await self._give_back([run.record for run in self._waiting])
             self.drained.set()
 
-    async def _serve(self, handler: Handler[..., Any]) -> None:
-        """Take up one handler's tasks until stopped."""
-        while not self.stopped:
-            try:
-                await self._take(handler)
-            except StorageError as error:
-                logger.error("the bus failed, and is tried again in %g s: %s", AGAIN, error)  # noqa: TRY400
-                await sleep(AGAIN)
+    # What the dispatch sees
 
-    async def _take(self, handler: Handler[..., Any]) -> None:
-        async with self._bus.subscribe(
-            topic_of(handler.name), group=GROUP, max_in_flight=self._workers, ack_deadline=self._lease
-        ) as messages:
-            intake = Intake(handler, messages)
-            self._intakes.add(intake)
-            if self.stopped:
-                # While it was being entered.
-                messages.stop()
+    async def room(self) -> int:
+        """Wait for a worker that has nothing to do, and tell how many there are; 0 once stopped."""
+        while not self.stopped:
+            if len(self._runs) < self._workers:
+                return self._workers - len(self._runs)
+            await self._freed.wait(self._home)
+        # For others who wait.
+        self._freed.send_all()
+        return 0
+
+    async def take(self, records: Sequence[TaskRecord]) -> None:
+        """Run what was claimed."""
+        if self.stopped:
+            # Meanwhile.
+            await self._give_back(records)
+            return
+        for record in records:
+            run = Run(record, self._new_scope(), cancelled=record.cancel_requested)
+            self._runs.add(run)
+            self._waiting.append(run)
+        if records:
+            self._wake()
+
+    async def _give_back(self, records: Sequence[TaskRecord]) -> None:
+        if not records:
+            return
+        now = self._store.now()
+        changes: list[tuple[str, Change]] = [
+            (record.id, partial(put_back, worker=record.worker or "", run_at=now, attempted=False))
+            for record in records
+        ]
+        with move_on_after(GRACE, shield=True):
             try:
-                async for message in messages:
-                    try:
-                        self._idle.acquire_nowait()
-                    except WouldBlock:
-                        # In turns, where there are several handlers.
-                        await self._idle.acquire()
-                    self._waiting.append((message, intake))
-                    self._wake()
-            finally:
-                # What waits for a worker is given back with the subscription.
-                for each in [each for each in self._waiting if each[1] is intake]:
-                    self._waiting.remove(each)
-                    self._idle.release()
-                # The workers' messages are settled through it.
-                with CancelScope(shield=True):
-                    while intake.running:
-                        await intake.idle.wait(self._home)
-                self._intakes.discard(intake)
+                await self._store.change_many(changes)
+            except StorageError as error:
+                logger.warning("%d task(s) could not be put back: %s", len(changes), error)
 
     def _wake(self) -> None:
         """Wake a worker, unless one was woken and has not come yet, or all are awake and are going to look."""
@@ -222,104 +195,91 @@ class Runner:
             self._news.send()
 
     async def _run_waiting(self) -> None:
-        """Run what was taken up, one after the other, until stopped."""
-        while not self.stopped:
+        """Run what was taken, one after the other, until stopped."""
+        while True:
             if not self._waiting:
+                if self.stopped:
+                    return
                 await self._news.wait(self._home)
                 self._waking = False
                 continue
-            message, intake = self._waiting.popleft()
+            run = self._waiting.popleft()
             if self._waiting:
                 self._wake()
-            intake.running += 1
             try:
-                await self._look_at(message, intake.handler)
+                await self._run(run)
             finally:
-                self._idle.release()
-                intake.running -= 1
-                if not intake.running:
-                    intake.idle.send()
+                self._runs.discard(run)
+                self._freed.send()
             await self._home.operate()
 
-    async def _look_at(self, message: Message, handler: Handler[..., Any]) -> None:
-        """Run the task of a message, unless there is nothing to do."""
-        task_id = message.body.decode()
-        try:
-            now = self._now()
-            run = Run(task_id, message, next(self._run_ids), self._new_scope())
-            record = await self._store.change(
-                task_id, partial(claim, worker=run.worker, now=now, lease_until=now + self._lease)
-            )
-            if record is None:
-                await self._pass(message, task_id)
-            else:
-                self._tell(record)
-                await self._run(record, run, handler)
-        except (StorageError, LeaseLostError) as error:
-            logger.warning("task %s could not be settled: %s", task_id, error)
-            if not message.settled:
-                with suppress(StorageError, LeaseLostError):
-                    await message.nack(AGAIN)
+    # A run
 
-    async def _pass(self, message: Message, task_id: str) -> None:
-        """Have done with a message whose task can't be claimed, or wait until it can."""
-        now = self._now()
-        record = await self._store.get(task_id, now)
-        if record is None or record.status.is_end:
-            await message.ack()
-        else:
-            await message.nack(max(record.run_at - now, (record.lease_until or 0.0) - now, 0.0))
-
-    async def _run(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> None:
-        """Attempt a claimed task, and settle it by what came of that."""
-        run.cancelled = record.cancel_requested
-        self._runs[run.worker] = run
+    async def _run(self, run: Run) -> None:
+        """Attempt a task, and settle it by what came of that."""
+        record, handler = run.record, self._handlers[run.record.name]
         self._tally.begun(record)
         try:
+            if record.attempts > handler.retry.attempts and not run.cancelled:
+                await self._fail_lost(run)
+                return
             result: bytes | None = None
-            with run.scope:
-                if not run.cancelled and not self._cut_off:
-                    result = await self._attempt(record, run, handler)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
-            await self._settle_failure(record, run, handler, error)
-        except BaseException:
-            # The service is cut off.
-            with move_on_after(GRACE, shield=True), suppress(StorageError, LeaseLostError):
-                await self._put_back(record, run, 0.0, attempted=False)
-            raise
-        else:
-            if result is not None:
-                await self._finish(record, run, TaskStatus.SUCCESS, result=result)
-            elif run.lost:
-                logger.warning(
-                    "task %s took its worker too long to renew its lease, and is with another",
-                    record.id,
-                    extra=about(record),
-                )
-            elif run.cancelled:
-                await self._finish(record, run, TaskStatus.CANCELLED)
+            try:
+                with run.scope:
+                    if not run.cancelled and not self._cut_off:
+                        result = await self._attempt(run, handler)
+            except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
+                await self._settle_failure(run, handler, error)
+            except BaseException:
+                # The service is cut off.
+                await self._give_back([record])
+                raise
             else:
-                await self._put_back(record, run, 0.0, attempted=False)
+                await self._settle(run, result)
+        except StorageError as error:
+            logger.warning("task %s could not be settled: %s", record.id, error, extra=about(record))
         finally:
-            del self._runs[run.worker]
             self._tally.left(record)
 
-    def _attempt(self, record: TaskRecord, run: Run, handler: Handler[..., Any]) -> Awaitable[bytes]:
-        current.set(record)
-        attempt = handler.attempt(record.arguments, partial(self._report, record.id, run))
-        return attempt if self._tracing is None else self._trace(self._tracing, record, attempt)
+    async def _fail_lost(self, run: Run) -> None:
+        """End a task whose last attempt ended with its worker."""
+        record = run.record
+        message = f"the worker was gone before attempt {record.attempts - 1} ended"
+        logger.error("%s, task %s, failed: %s", record.name, record.id, message, extra=about(record))
+        await self._finish(run, TaskStatus.FAILED, error=(WORKER_LOST, message), attempted=False)
+
+    async def _settle(self, run: Run, result: bytes | None) -> None:
+        """Settle a run that did not fail."""
+        record = run.record
+        if result is not None:
+            await self._finish(run, TaskStatus.SUCCESS, result=result)
+        elif run.lost:
+            logger.warning(
+                "task %s took its worker too long to renew its lease, and is with another",
+                record.id,
+                extra=about(record),
+            )
+        elif run.cancelled:
+            await self._finish(run, TaskStatus.CANCELLED)
+        else:
+            await self._give_back([record])
+
+    def _attempt(self, run: Run, handler: Handler[..., Any]) -> Awaitable[bytes]:
+        current.set(run.record)
+        attempt = handler.attempt(run.record.arguments, partial(self._report, run))
+        return attempt if self._tracing is None else self._trace(self._tracing, run.record, attempt)
 
     async def _trace(self, tracing: Tracing, record: TaskRecord, attempt: Awaitable[bytes]) -> bytes:
         with tracing.running(topic_of(record.name), record):
             return await attempt
 
-    async def _settle_failure(self, record: TaskRecord, run: Run, handler: Handler[..., Any], error: Exception) -> None:
+    async def _settle_failure(self, run: Run, handler: Handler[..., Any], error: Exception) -> None:
+        record = run.record
         again, error = judge(handler.retry, error, record.attempts)
-        # No store takes half of a surrogate pair, which a file's name may have.
-        told = type(error).__name__, str(error).encode("utf-8", "backslashreplace").decode()
+        told = type(error).__name__, message_of(error)
         if again and not run.cancelled:
             self._tally.retried(record)
-            delay = handler.retry.backoff(record.attempts)
+            delay = min(handler.retry.backoff(record.attempts), MAX_SECONDS)
             logger.warning(
                 "%s, task %s, failed, and is run again in %.3g s",
                 record.name,
@@ -328,48 +288,59 @@ class Runner:
                 exc_info=error,
                 extra=about(record),
             )
-            await self._put_back(record, run, delay, error=told)
+            now = self._store.now()
+            await self._change(run, partial(put_back, worker=run.worker, run_at=now + delay, error=told))
         else:
             logger.error("%s, task %s, failed", record.name, record.id, exc_info=error, extra=about(record))
-            await self._finish(record, run, TaskStatus.FAILED, error=told)
+            await self._finish(run, TaskStatus.FAILED, error=told)
 
-    async def _finish(self, record: TaskRecord, run: Run, status: TaskStatus, **outcome: Any) -> None:
-        ended = await self._store.change(
-            record.id, partial(finish, worker=run.worker, status=status, now=self._now(), ttl=self._ttl, **outcome)
+    async def _finish(self, run: Run, status: TaskStatus, **outcome: Any) -> None:
+        now = self._store.now()
+        ended = await self._change(
+            run, partial(finish, worker=run.worker, status=status, now=now, ttl=self._ttl, **outcome)
         )
         if ended is not None:
             self._tally.ended(ended)
-            self._tell(ended)
-        await run.message.ack()
 
-    async def _put_back(self, record: TaskRecord, run: Run, delay: float, **how: Any) -> None:
-        back = await self._store.change(
-            record.id, partial(put_back, worker=run.worker, run_at=self._now() + delay, **how)
-        )
-        if back is not None:
-            self._tell(back)
-        await run.message.nack(delay)
+    async def _change(self, run: Run, change: Change) -> TaskRecord | None:
+        """Settle a task in the store, which may be away for a while: for as long as the lease holds at most."""
+        give_up_at = self._home.time() + self._lease
+        while True:
+            try:
+                return await self._store.change(run.record.id, change)
+            except StorageError as error:
+                if self._cut_off or run.lost or self._home.time() >= give_up_at:
+                    raise
+                logger.warning(
+                    "task %s could not be settled, which is tried again in %g s: %s",
+                    run.record.id,
+                    AGAIN,
+                    error,
+                    extra=about(run.record),
+                )
+                await sleep(AGAIN)
 
-    async def _report(self, task_id: str, run: Run, progress: ProgressReport) -> None:
-        record = await self._store.change(task_id, partial(report, worker=run.worker, progress=progress))
-        if record is not None:
-            self._tell(record)
+    async def _report(self, run: Run, progress: ProgressReport) -> None:
+        await self._store.change(run.record.id, partial(report, worker=run.worker, progress=progress))
 
     async def keep(self) -> None:
         """Renew the leases of what runs, and see whether its cancellation was asked for."""
         while True:
             await sleep(min(self._lease / 3, HEARTBEAT))
-            for run in list(self._runs.values()):
-                try:
-                    record = await self._store.change(
-                        run.task_id, partial(renew, worker=run.worker, lease_until=self._now() + self._lease)
-                    )
-                except StorageError as error:
-                    logger.warning("the lease of task %s could not be renewed: %s", run.task_id, error)
-                    continue
-                if run.worker in self._runs and (record is None or record.cancel_requested):
+            runs = list(self._runs)
+            if not runs:
+                continue
+            until = self._store.now() + self._lease
+            changes: list[tuple[str, Change]] = [
+                (run.record.id, partial(renew, worker=run.worker, lease_until=until)) for run in runs
+            ]
+            try:
+                records = await self._store.change_many(changes)
+            except StorageError as error:
+                logger.warning("the leases of %d task(s) could not be renewed: %s", len(runs), error)
+                continue
+            for run, record in zip(runs, records, strict=True):
+                if run in self._runs and (record is None or record.cancel_requested):
                     run.lost = record is None
                     run.cancelled = record is not None
                     run.scope.cancel()
-            for intake in list(self._intakes):
-                await intake.messages.extend()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from secrets import token_hex
 from types import MappingProxyType, TracebackType
 from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
@@ -20,15 +20,18 @@ from chanflow._park import Home, running_home
 from chanflow._retry import Retry
 from chanflow._storage import StorageError
 from chanflow.bus import Bus, connect
-from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError
-from chanflow.tasks._handler import Handler
+from chanflow.tasks._bus_dispatch import BusDispatch
+from chanflow.tasks._dispatch import Dispatch, StoreDispatch
+from chanflow.tasks._errors import TaskCancelledError, TaskFailedError, TaskStateError, UnknownTaskError
+from chanflow.tasks._handler import MAX_SECONDS, Handler, topic_of
+from chanflow.tasks._idempotency import check_key, check_same
 from chanflow.tasks._open import open_store
-from chanflow.tasks._runner import Runner, topic_of
+from chanflow.tasks._runner import Runner
 from chanflow.tasks._statistics import Tally, TaskStatistics
 from chanflow.tasks._trace import Tracing, find_tracing
 from chanflow.tasks._watch import Watches
-from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, requeue, revive
-from chanflow.tasks.store import Store
+from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, revive
+from chanflow.tasks.store import News, Store
 
 __all__ = ["TaskService"]
 
@@ -40,21 +43,13 @@ R = TypeVar("R")
 logger = logging.getLogger("chanflow.tasks")
 
 MAX_NAME = 200
-POLL = 0.1, 1.0
-"""The least and the most seconds after which to ask a store that other processes change."""
-POLL_SHARE = 0.1
-"""In between, it is this part of the time waited so far."""
+MAX_PRIORITY = 1000
+POLL = 5.0
+"""The most seconds after which whoever waits for a task asks a shared store again: news may get lost."""
 SWEEP_INTERVAL = 30.0
-"""Seconds from one look for expired and neglected tasks to the next."""
-SWEEP = 1000
-"""The most neglected tasks to find at once."""
-LOOK_INTERVAL = 0.2
-"""Seconds from one look for other processes' tasks to the next, and for which their own workers come first."""
-LOOK_AHEAD = 10
-"""How many of them each worker may find at once."""
-NEGLECT = 300.0
-"""Seconds after which a task that nobody has come to is told of once more: it may just have to wait for others."""
-NO_RETRY = Retry(1)
+"""Seconds from one look for expired tasks to the next."""
+DEFAULT_RETRY = Retry(3, on=())
+"""No error is worth another attempt; but a worker may be killed, which is no fault of the task's unless it does it."""
 
 
 class TaskService:
@@ -62,18 +57,22 @@ class TaskService:
 
     Register handlers with `task`, then enter the service as a context manager: its workers run until the block is
     left. Leaving it waits for the tasks that run; what is still pending stays in the store, for the next worker.
+    The store is the queue: all services on one store share its tasks, and each runs those whose handlers it has.
     An error or a cancellation stops at once: what runs is cancelled and put back.
 
     A task is run at least once, and its record tells how it ended until `ttl` seconds after that. A worker that was
-    killed loses its lease, and the task runs again.
+    killed loses its lease, and the task runs again if it has attempts left.
 
     Args:
-        bus: what tells workers of tasks: a URL for `chanflow.bus.connect`, or a `Bus`, which the service closes.
+        bus: for work that travels through a broker: a URL for `chanflow.bus.connect`, or a `Bus`, which the service
+            closes. The ids of tasks that are due are published there, and messages claim them in the store.
+            `memory://`, or the store's own URL, means the store alone.
         store: where the tasks are kept: `memory://`, `sqlite:///file.db`, which keeps them through a restart and lets
             several processes share them, or a `Store`.
         workers: how many tasks may run here at the same time, at least 0: with 0, this process only submits.
-        ttl: for how many seconds a finished task is kept, at least 0.
-        lease: seconds after which a worker that gave no sign of life is taken for gone, greater than 0.
+        ttl: for how many seconds a finished task is kept, from 0 to a hundred years, or `math.inf` for ever.
+        lease: seconds after which a worker that gave no sign of life is taken for gone, greater than 0, and at most a
+            hundred years.
 
     Raises:
         ValueError, TypeError: an argument is not as said above.
@@ -90,20 +89,25 @@ class TaskService:
     ) -> None:
         check_count("workers", workers, 0)
         check_seconds("ttl", ttl)
+        if ttl != math.inf:
+            check_most("ttl", ttl)
         check_seconds("lease", lease, positive=True)
-        self._bus: Bus = bus if isinstance(bus, Bus) else connect(bus)
+        check_most("lease", lease)
         self._store: Store = open_store(store)
+        # Whether the workers are told of tasks by the bus.
+        self._uses_bus: bool = isinstance(bus, Bus) or not (bus == "memory://" or is_same_place(bus, store))
+        self._bus: Bus = bus if isinstance(bus, Bus) else open_bus(bus, alone=not self._uses_bus)
         self._workers: int = workers
         self._ttl: float = ttl
         self._lease: float = float(lease)
         self._handlers: dict[str, Handler[Any, Any]] = {}
         self._tasks: TaskGroup | None = None
+        self._entered: bool = False
         self._watches: Watches = Watches()
         self._tally: Tally = Tally()
         self._tracing: Tracing | None = None
         self._home: Home
-        # Tells the time, in seconds since the epoch.
-        self._now: Callable[[], float]
+        self._dispatch: Dispatch
         self._runner: Runner
 
     # Registering
@@ -112,7 +116,7 @@ class TaskService:
     def task(self, fn: Callable[P, R], /) -> Handler[P, R]: ...
     @overload
     def task(
-        self, /, *, name: str | None = ..., retry: Retry = ..., timeout: float | None = ...
+        self, /, *, name: str | None = ..., retry: Retry = ..., timeout: float | None = ..., limit: int | None = ...
     ) -> Callable[[Callable[P, R]], Handler[P, R]]: ...
     def task(
         self,
@@ -120,8 +124,9 @@ class TaskService:
         /,
         *,
         name: str | None = None,
-        retry: Retry = NO_RETRY,
+        retry: Retry = DEFAULT_RETRY,
         timeout: float | None = None,
+        limit: int | None = None,
     ) -> Any:
         """Register a function as a task: a decorator, with or without arguments.
 
@@ -132,8 +137,13 @@ class TaskService:
             fn: the function.
             name: what the task is called in the store, from 1 to 200 characters without a slash; the function's own
                 name by default.
-            retry: how often to attempt it; once by default.
+            retry: how often to attempt it, and which errors are worth another attempt. An attempt that ended with its
+                worker, which was killed, counts and is made again, whatever `on` says. By default an error ends the
+                task, and after three attempts that ended so it has failed; `Retry(1)` for one attempt at most.
             timeout: seconds for one attempt, greater than 0; None for no bound.
+            limit: how many tasks of this handler may run at the same time, in all processes that share the store
+                together, at least 1; None for as many as there are workers. A task whose worker is gone counts until
+                its lease has run out.
 
         Returns:
             The handler, which `submit` takes, and which can be called like the function.
@@ -145,6 +155,8 @@ class TaskService:
         """
         if timeout is not None:
             check_seconds("timeout", timeout, positive=True)
+        if limit is not None:
+            check_count("limit", limit, 1)
         if not isinstance(retry, Retry):
             msg = f"retry must be a Retry, got {retry!r}"
             raise TypeError(msg)
@@ -163,7 +175,7 @@ class TaskService:
             if chosen is None:
                 msg = f"a task that is no plain function needs a name: {fn!r}"
                 raise TypeError(msg)
-            handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout)
+            handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout, limit)
             if handler.name in self._handlers:
                 msg = f"there is a task {handler.name!r} already"
                 raise ValueError(msg)
@@ -176,6 +188,18 @@ class TaskService:
     # Its life
 
     async def __aenter__(self) -> Self:
+        if self._entered:
+            msg = "the service's block was entered already: a service has one at a time"
+            raise RuntimeError(msg)
+        self._entered = True
+        try:
+            await self._open()
+        except BaseException:
+            self._entered = False
+            raise
+        return self
+
+    async def _open(self) -> None:
         await self._store.open()
         try:
             await self._bus.__aenter__()
@@ -183,32 +207,45 @@ class TaskService:
             await self._store.aclose()
             raise
         self._home = running_home()
-        # By the machine's clock where other processes read it, too.
-        self._now = time.time if self._store.shared else since_epoch(self._home.time)
         limiter = CapacityLimiter(max(self._workers, 1))
         for handler in self._handlers.values():
             handler.bind(limiter)
         self._tracing = find_tracing()
+        limits = {name: handler.limit for name, handler in self._handlers.items()}
+        self._dispatch = dispatch = (
+            BusDispatch(self._bus, self._workers, self._store, limits, self._lease)
+            if self._uses_bus
+            else StoreDispatch(self._store, limits, self._lease)
+        )
         self._runner = runner = Runner(
-            self._bus,
+            dispatch,
             self._store,
             self._handlers,
             workers=self._workers,
             ttl=self._ttl,
             lease=self._lease,
-            now=self._now,
-            tell=self._watches.tell,
             tally=self._tally,
             tracing=self._tracing,
         )
-        self._tasks = await create_task_group().__aenter__()
+        self._tasks = tasks = await create_task_group().__aenter__()
+        try:
+            await tasks.start(self._store.news, self._hear)
+        except BaseException as error:
+            await self._end(error)
+            raise
         if self._workers:
-            self._tasks.start_soon(runner.work)
-            self._tasks.start_soon(runner.keep)
-            if self._store.shared and not self._bus.capabilities.shared:
-                self._tasks.start_soon(self._look_around)
-        self._tasks.start_soon(self._sweep, self._now())
-        return self
+            tasks.start_soon(runner.work)
+            tasks.start_soon(runner.keep)
+        tasks.start_soon(dispatch.keep)
+        tasks.start_soon(self._sweep)
+
+    def _hear(self, news: News | None) -> None:
+        """Be told of a change of a task."""
+        if self._watches:
+            self._watches.tell(news)
+        self._dispatch.hear(news)
+        if news is not None and news.cancel_requested:
+            self._runner.hear(news)
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
@@ -259,10 +296,11 @@ class TaskService:
             await self._bus.aclose()
             await self._tell_left()
             await self._store.aclose()
+            self._entered = False
 
     async def _tell_left(self) -> None:
         if not self._store.durable:
-            counts = await self._store.count(self._now())
+            counts = await self._store.count(self._store.now())
             left = counts[TaskStatus.PENDING] + counts[TaskStatus.RUNNING]
             if left:
                 logger.warning("%d task(s) were not at their end, and end with the memory that they were in", left)
@@ -271,6 +309,9 @@ class TaskService:
         if self._tasks is None:
             msg = "the task service is closed, or its block was not entered"
             raise ClosedResourceError(msg)
+        if not self._home.here():
+            msg = "the task service belongs to the event loop in which its block was entered, and this is another one"
+            raise RuntimeError(msg)
 
     def asgi(
         self,
@@ -321,17 +362,21 @@ class TaskService:
         self,
         handler: Handler[..., Any] | str,
         /,
-        *,
+        *positional: Any,
         idempotency_key: str | None = None,
         delay: float = 0.0,
+        priority: int = 0,
         **arguments: Any,
     ) -> str:
-        """Submit a task, waiting while too many are pending.
+        """Submit a task.
 
         Args:
             handler: what to run: what `task` made, or its name.
-            idempotency_key: a second submission with the same key, while the first one's task is kept, is that task.
-            delay: seconds before which the task is not begun, at least 0.
+            positional: none: a task takes its arguments by name.
+            idempotency_key: a second submission with the same key and the same arguments, while the first one's task is
+                kept, is that task: 1 to 255 printable ASCII characters, with no space at either end.
+            delay: seconds before which the task is not begun, from 0 to a hundred years.
+            priority: of the tasks that are due, those with a higher one are begun first, from -1000 to 1000.
             arguments: the handler's, by name: plain data, or typed as its hints say.
 
         Returns:
@@ -342,7 +387,8 @@ class TaskService:
             ArgumentError: the arguments don't fit the handler, or can't be stored.
             IdempotencyError: the key was used for another task or other arguments.
             ClosedResourceError: the service's block was not entered.
-            StorageError: the store or the bus failed.
+            RuntimeError: it was entered in another event loop.
+            StorageError: the store failed; there is no such task then, unless the answer was lost on the way.
             ValueError, TypeError: another argument is not as said above.
 
         Cancellation:
@@ -350,7 +396,47 @@ class TaskService:
         """
         self._check_open()
         registered = self._find(handler)
-        return await self._submit(registered.name, registered.encode(arguments), idempotency_key, delay)
+        if positional:
+            msg = f"a task takes its arguments by name: submit({registered.name}, name=value), got {positional[0]!r}"
+            raise TypeError(msg)
+        encoded = registered.encode(arguments)
+        key = None if idempotency_key is None else registered.fingerprint(arguments)
+        record = self._new(registered, encoded, delay, priority)
+        return await self._submit(record, idempotency_key, key)
+
+    async def submit_many(
+        self,
+        handler: Handler[..., Any] | str,
+        /,
+        arguments: Iterable[Mapping[str, Any]],
+        *,
+        delay: float = 0.0,
+        priority: int = 0,
+    ) -> list[str]:
+        """Submit many tasks of a handler in one step: all, or none if that fails.
+
+        Args:
+            handler: as for `submit`.
+            arguments: of each task, by name.
+            delay: as for `submit`.
+            priority: as for `submit`.
+
+        Returns:
+            The tasks' ids, in the order of their arguments.
+
+        Raises:
+            Exception: as for `submit`.
+
+        Cancellation:
+            The tasks may have been submitted nevertheless.
+        """
+        self._check_open()
+        registered = self._find(handler)
+        records = [self._new(registered, registered.encode(each), delay, priority) for each in arguments]
+        if records:
+            await self._store.create_many(records)
+            self._tally.submitted(registered.name, len(records))
+        return [record.id for record in records]
 
     async def submit_encoded(
         self,
@@ -359,41 +445,47 @@ class TaskService:
         *,
         idempotency_key: str | None = None,
         delay: float = 0.0,
+        priority: int = 0,
     ) -> str:
         """Submit a task with arguments that `Handler.encode` or `Handler.encode_json` has checked; else as `submit`."""
         self._check_open()
-        return await self._submit(self._find(handler).name, encoded, idempotency_key, delay)
+        registered = self._find(handler)
+        key = None if idempotency_key is None else registered.fingerprint(encoded)
+        record = self._new(registered, encoded, delay, priority)
+        return await self._submit(record, idempotency_key, key)
 
-    async def _submit(self, name: str, encoded: bytes, idempotency_key: str | None, delay: float) -> str:
-        check_seconds("delay", delay)
-        if idempotency_key is not None and not isinstance(idempotency_key, str):
-            msg = f"idempotency_key must be a str or None, got {idempotency_key!r}"
-            raise TypeError(msg)
-        now = self._now()
-        record = TaskRecord(
+    def _new(self, handler: Handler[..., Any], encoded: bytes, delay: float, priority: int) -> TaskRecord:
+        """Make the record of a new task."""
+        if delay:
+            check_seconds("delay", delay)
+            check_most("delay", delay)
+        if priority:
+            check_priority(priority)
+        now = self._store.now()
+        return TaskRecord(
             id=token_hex(16),
-            name=name,
+            name=handler.name,
             arguments=encoded,
             created_at=now,
             run_at=now + delay,
-            queued_at=now,
-            idempotency_key=idempotency_key,
+            priority=priority,
         )
+
+    async def _submit(self, record: TaskRecord, idempotency_key: str | None, fingerprint: str | None) -> str:
+        if idempotency_key is not None:
+            check_key(idempotency_key)
+            record = replace(record, idempotency_key=idempotency_key, fingerprint=fingerprint)
         if self._tracing is None:
             return await self._keep(record)
-        with self._tracing.submitting(topic_of(name), record.id) as trace:
+        with self._tracing.submitting(topic_of(record.name), record.id) as trace:
             return await self._keep(replace(record, trace=trace))
 
     async def _keep(self, record: TaskRecord) -> str:
-        """Keep a new task, and tell the workers; or find the one that has its idempotency key."""
+        """Keep a new task, or find the one that has its idempotency key."""
         kept = await self._store.create(record)
         if kept.id != record.id:
-            if (kept.name, kept.arguments) != (record.name, record.arguments):
-                msg = f"idempotency key {kept.idempotency_key!r} was used for another task: {kept.name} {kept.id}"
-                raise IdempotencyError(msg)
+            check_same(kept, record)
             return kept.id
-        # Should it end here, the task is neglected, and found by the sweep.
-        await self._tell(record.id, record.name)
         self._tally.submitted(record.name)
         return record.id
 
@@ -409,7 +501,7 @@ class TaskService:
             StorageError: the store failed.
         """
         self._check_open()
-        return self._known(task_id, await self._store.get(task_id, self._now()))
+        return self._known(task_id, await self._store.get(task_id, self._store.now()))
 
     async def wait(self, task_id: str) -> TaskRecord:
         """Wait for the end of a task, and give what is known of it.
@@ -433,7 +525,7 @@ class TaskService:
         """Iterate over what becomes of a task: as it is now, and after changes, until its end.
 
         Changes that come faster than they are asked for are passed over, but never the last one. Those of another
-        process are noticed after 0.1 to 1 seconds.
+        process are noticed within milliseconds, or within 5 seconds if its news gets lost.
 
         Args:
             task_id: what `submit` returned.
@@ -445,27 +537,18 @@ class TaskService:
             The task goes on.
         """
         with self._watches.watching(task_id) as watch:
-            seen = watch.told
+            seen = watch.changes
             record = await self.get(task_id)
             yield record
-            began = self._home.time()
             while not record.status.is_end:
-                if watch.told is seen:
-                    await watch.wait(self._home, self._poll_at(began))
-                told = watch.told
-                latest = await self.get(task_id) if told is None or told is seen else told
-                seen = told
+                if watch.changes == seen:
+                    await watch.wait(self._home, self._home.time() + POLL if self._store.shared else None)
+                told = watch.record if watch.changes != seen else None
+                seen = watch.changes
+                latest = await self.get(task_id) if told is None else told
                 if latest != record:
                     record = latest
                     yield record
-
-    def _poll_at(self, began: float) -> float | None:
-        """Tell when to ask the store again for what others may have changed; None where there are no others."""
-        if not self._store.shared:
-            return None
-        now = self._home.time()
-        least, most = POLL
-        return now + min(max((now - began) * POLL_SHARE, least), most)
 
     async def result(self, task_id: str) -> Any:
         """Wait for the end of a task, and give its result.
@@ -509,13 +592,8 @@ class TaskService:
             UnknownTaskError, ClosedResourceError, StorageError: as for `get`.
         """
         await self.get(task_id)
-        record = self._known(
-            task_id, await self._store.change(task_id, partial(cancel, now=self._now(), ttl=self._ttl))
-        )
-        if record.status is TaskStatus.RUNNING:
-            self._runner.cancel(task_id)
-        self._watches.tell(record)
-        return record
+        change = partial(cancel, now=self._store.now(), ttl=self._ttl)
+        return self._known(task_id, await self._store.change(task_id, change))
 
     async def retry(self, task_id: str) -> TaskRecord:
         """Let a task that failed or was cancelled be run again, from its first attempt.
@@ -524,17 +602,18 @@ class TaskService:
             task_id: what `submit` returned.
 
         Returns:
-            The task as it is then; a task that is not at such an end stays as it is.
+            The task as it is then.
 
         Raises:
+            TaskStateError: it is not at such an end.
             UnknownTaskError, ClosedResourceError, StorageError: as for `get`.
         """
         await self.get(task_id)
-        record = await self._store.change(task_id, partial(revive, now=self._now()))
+        record = await self._store.change(task_id, partial(revive, now=self._store.now()))
         if record is None:
-            return await self.get(task_id)
-        await self._tell(task_id, record.name)
-        self._watches.tell(record)
+            status = (await self.get(task_id)).status
+            msg = f"only a task that failed or was cancelled can be retried; this one is {status.value}"
+            raise TaskStateError(msg)
         return record
 
     async def page(
@@ -553,7 +632,7 @@ class TaskService:
         """
         self._check_open()
         check_count("limit", limit, 1)
-        return await self._store.page(self._now(), status=status, after=after, limit=limit)
+        return await self._store.page(self._store.now(), status=status, after=after, limit=limit)
 
     async def count(self) -> dict[TaskStatus, int]:
         """Count the tasks by their status.
@@ -563,7 +642,7 @@ class TaskService:
             StorageError: the store failed.
         """
         self._check_open()
-        return await self._store.count(self._now())
+        return await self._store.count(self._store.now())
 
     @property
     def is_open(self) -> bool:
@@ -595,7 +674,7 @@ class TaskService:
 
     @property
     def bus(self) -> Bus:
-        """What tells the workers, and may carry other messages, too."""
+        """The service's bus: it may carry other messages, and carries the ids of tasks if it was named for that."""
         return self._bus
 
     @property
@@ -617,47 +696,41 @@ class TaskService:
             raise UnknownTaskError(msg)
         return record
 
-    async def _tell(self, task_id: str, name: str) -> None:
-        """Tell the workers of a task, if there are any that can be told: others look into the store by themselves."""
-        if self._workers or self._bus.capabilities.shared or not self._store.shared:
-            await self._bus.publish(topic_of(name), task_id.encode())
-
-    async def _sweep(self, entered: float) -> None:
-        """Forget what has expired, and tell the workers once more of what nobody has come to.
-
-        A bus that kept nothing from before knows nothing of what was there when the service was entered.
-        """
-        since = entered - NEGLECT if self._bus.capabilities.durable else math.nextafter(entered, 0.0)
+    async def _sweep(self) -> None:
+        """Forget what has expired."""
         while True:
-            await self._protect(self._store.forget, self._now())
-            await self._protect(self._tell_neglected, since)
+            try:
+                await self._store.forget(self._store.now())
+            except StorageError as error:
+                logger.error("looking for expired tasks failed, and is tried again: %s", error)  # noqa: TRY400
             await sleep(SWEEP_INTERVAL)
-            since = self._now() - NEGLECT
-
-    async def _look_around(self) -> None:
-        """Look in the store for what other processes were given, of which the bus can't tell; only while idle."""
-        while not self._runner.stopped:
-            if self._runner.busy < self._workers:
-                await self._protect(self._tell_neglected, self._now() - LOOK_INTERVAL, self._workers * LOOK_AHEAD)
-            await sleep(LOOK_INTERVAL)
-
-    async def _tell_neglected(self, since: float, limit: int | None = None) -> None:
-        while found := await self._store.neglected(since, limit or SWEEP):
-            for task_id in found:
-                record = await self._store.change(task_id, partial(requeue, now=self._now(), since=since))
-                if record is not None:
-                    await self._tell(task_id, record.name)
-            if limit is not None or len(found) < SWEEP:
-                break
-
-    async def _protect(self, step: Callable[..., Awaitable[None]], *arguments: Any) -> None:
-        try:
-            await step(*arguments)
-        except StorageError as error:
-            logger.error("looking for tasks failed, and is tried again: %s", error)  # noqa: TRY400
 
 
-def since_epoch(clock: Callable[[], float]) -> Callable[[], float]:
-    """Make of a clock, whose time may begin anywhere, one that tells the seconds since the epoch."""
-    moved_by = time.time() - clock()
-    return lambda: moved_by + clock()
+def check_most(argument: str, seconds: float) -> None:
+    """Refuse a time that no date can tell."""
+    if seconds > MAX_SECONDS:
+        msg = f"{argument} must be <= {MAX_SECONDS:.0f}, a hundred years, got {seconds}"
+        raise ValueError(msg)
+
+
+def check_priority(priority: object) -> None:
+    """Refuse what is no priority."""
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        msg = f"priority must be an int, got {priority!r}"
+        raise TypeError(msg)
+    if abs(priority) > MAX_PRIORITY:
+        msg = f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}"
+        raise ValueError(msg)
+
+
+def is_same_place(bus: object, store: object) -> bool:
+    """Tell whether two URLs name one place."""
+    if not isinstance(bus, str) or not isinstance(store, str):
+        return False
+    path, other = (url.removeprefix("sqlite:///") for url in (bus, store))
+    return bus == store or (path != bus and other != store and Path(path).resolve() == Path(other).resolve())
+
+
+def open_bus(url: str, *, alone: bool) -> Bus:
+    """Make the bus that a URL names; where the store is alone, one for other messages, in its file if it has one."""
+    return connect("memory://" if alone and not url.startswith("sqlite:") else url)

@@ -75,9 +75,9 @@ class Tally:
         """Take up a handler."""
         self._handlers[name] = HandlerStatistics()
 
-    def submitted(self, name: str) -> None:
-        """Count a task that was accepted."""
-        self._handlers[name].submitted += 1
+    def submitted(self, name: str, number: int = 1) -> None:
+        """Count tasks that were accepted."""
+        self._handlers[name].submitted += number
 
     def begun(self, record: TaskRecord) -> None:
         """Count an attempt that begins."""

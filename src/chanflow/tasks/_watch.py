@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from chanflow._signal import Signal
 from chanflow.tasks.record import TaskRecord
+from chanflow.tasks.store import News
 
 __all__ = ["Watch", "Watches"]
 
@@ -14,13 +15,15 @@ __all__ = ["Watch", "Watches"]
 class Watch(Signal):
     """Those who watch one task."""
 
-    __slots__ = ("told", "watchers")
+    __slots__ = ("changes", "record", "watchers")
 
     def __init__(self) -> None:
         super().__init__()
         self.watchers: int = 0
-        self.told: TaskRecord | None = None
-        """The task as it was after the last change that they were told of."""
+        self.changes: int = 0
+        """How many changes they were told of."""
+        self.record: TaskRecord | None = None
+        """The task as it was after the last of them; None where that has to be asked."""
 
 
 class Watches(dict[str, Watch]):
@@ -40,11 +43,12 @@ class Watches(dict[str, Watch]):
             if not watch.watchers:
                 del self[task_id]
 
-    def tell(self, record: TaskRecord) -> None:
-        """Tell those who watch a task of a change."""
-        watch = self.get(record.id)
-        if watch is not None:
-            watch.told = record
+    def tell(self, news: News | None) -> None:
+        """Tell those who watch a task of a change; of None, all of them."""
+        watches = list(self.values()) if news is None else [self[news.id]] if news.id in self else []
+        for watch in watches:
+            watch.changes += 1
+            watch.record = None if news is None else news.record
             watch.send_all()
 
     def tell_end(self) -> None:

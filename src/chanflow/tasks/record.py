@@ -4,10 +4,14 @@
 # 1. A task is pending, or running, or at its end: success, failed or cancelled. An end is for good.
 # 2. Pending goes to running, when a worker claims it, or to cancelled. Running goes to an end, or back to pending: for
 #    the next attempt, or when its worker gives it back or is gone.
-# 3. Only the worker that has the lease changes a running task, apart from asking for its cancellation.
+# 3. Only the run that has the lease changes a running task, apart from asking for its cancellation. Each claim begins a
+#    run with an id of its own, so that a worker that comes back after its lease was lost changes nothing.
+# 4. Each change is a function of the record and its arguments alone, so that it may be carried out again if its answer
+#    was lost.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Any
 
@@ -20,18 +24,20 @@ __all__ = [
     "TaskStatus",
     "cancel",
     "claim",
+    "due_at",
     "expired",
     "finish",
-    "looked_for_at",
+    "publish",
     "put_back",
     "renew",
     "report",
-    "requeue",
     "revive",
 ]
 
 
 ENCODED = {"arguments", "result"}
+NEGLECT = 300.0
+"""Seconds after which a task that was published to a bus, and that nobody has claimed, is due again."""
 
 
 class TaskStatus(StrEnum):
@@ -79,16 +85,20 @@ class TaskRecord(Struct, frozen=True, kw_only=True, gc=False):
     created_at: float
     run_at: float
     """Before which it is not begun: its delay, or the backoff of its next attempt."""
-    queued_at: float
-    """When a worker was last told of it."""
+    priority: int = 0
+    """Of the tasks that are due, those with a higher one are begun first."""
+    published_at: float | None = None
+    """When its id was last published to a bus; None where no bus is used."""
     started_at: float | None = None
     """When its last attempt began."""
     finished_at: float | None = None
     expires_at: float | None = None
     """When a finished task is forgotten."""
     idempotency_key: str | None = None
+    fingerprint: str | None = None
+    """What tells its arguments from others, where it has an idempotency key."""
     worker: str | None = None
-    """Who has it, while it runs."""
+    """The id of its run, while it runs."""
     lease_until: float | None = None
     """Until when that one is taken to be alive."""
     cancel_requested: bool = False
@@ -114,7 +124,7 @@ class TaskRecord(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def claim(record: TaskRecord, *, worker: str, now: float, lease_until: float) -> TaskRecord | None:
-    """Let a worker begin an attempt: of a pending task that is due, or one whose worker is gone."""
+    """Begin a run: of a pending task that is due, or one whose worker is gone."""
     gone = record.lease_until is not None and record.lease_until <= now
     if record.status.is_end or record.run_at > now or (record.status is TaskStatus.RUNNING and not gone):
         return None
@@ -155,9 +165,13 @@ def finish(
     ttl: float,
     result: bytes | None = None,
     error: tuple[str, str] | None = None,
+    attempted: bool = True,
 ) -> TaskRecord | None:
     """End a running task; the error is the name of its class, and its message."""
-    return end(record, status, now, ttl, result=result, error=error) if has(record, worker) else None
+    if not has(record, worker):
+        return None
+    attempts = record.attempts if attempted else record.attempts - 1
+    return replace(end(record, status, now, ttl, result=result, error=error), attempts=attempts)
 
 
 def end(
@@ -178,7 +192,8 @@ def end(
         error_type=error_type,
         error_message=error_message,
         finished_at=now,
-        expires_at=now + ttl,
+        # Kept for ever if that is infinite.
+        expires_at=now + ttl if ttl < math.inf else None,
         worker=None,
         lease_until=None,
     )
@@ -201,7 +216,7 @@ def put_back(
         status=TaskStatus.PENDING,
         attempts=record.attempts if attempted else record.attempts - 1,
         run_at=run_at,
-        queued_at=run_at,
+        published_at=None,
         error_type=error_type,
         error_message=error_message,
         worker=None,
@@ -228,7 +243,7 @@ def revive(record: TaskRecord, *, now: float) -> TaskRecord | None:
         attempts=0,
         progress=None,
         run_at=now,
-        queued_at=now,
+        published_at=None,
         started_at=None,
         finished_at=None,
         expires_at=None,
@@ -236,16 +251,22 @@ def revive(record: TaskRecord, *, now: float) -> TaskRecord | None:
     )
 
 
-def requeue(record: TaskRecord, *, now: float, since: float) -> TaskRecord | None:
-    """Note that workers are told once more of a task that nobody has come to since then."""
-    if record.status.is_end or looked_for_at(record) > since:
+def publish(record: TaskRecord, *, now: float) -> TaskRecord | None:
+    """Note that the id of a task that is due goes to a bus now."""
+    due = due_at(record)
+    return None if due is None or due > now else replace(record, published_at=now)
+
+
+def due_at(record: TaskRecord) -> float | None:
+    """Tell from when on a worker that looks for tasks may claim this one; None at its end."""
+    if record.status.is_end:
         return None
-    return replace(record, queued_at=now)
-
-
-def looked_for_at(record: TaskRecord) -> float:
-    """Tell from when on somebody should have come to a task that is not at its end."""
-    return max(record.run_at, record.queued_at, record.lease_until or 0.0)
+    # A worker is gone when its lease has run out.
+    since = record.run_at if record.status is TaskStatus.PENDING else record.lease_until or 0.0
+    if record.published_at is None or record.published_at < since:
+        return since
+    # Its message is on its way.
+    return record.published_at + NEGLECT
 
 
 def expired(record: TaskRecord, now: float) -> bool:

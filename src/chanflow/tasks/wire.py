@@ -10,8 +10,10 @@ import msgspec
 
 from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
 
-__all__ = ["TIMES", "from_json", "moment", "plain", "to_json"]
+__all__ = ["KEY_REUSED", "TIMES", "from_json", "moment", "plain", "to_json"]
 
+KEY_REUSED = "urn:chanflow:problem:idempotency-key-reused"
+"""The type of the problem that an idempotency key was used for something else."""
 SHORT = 1000
 """Characters of an error's message in a list."""
 TIMES = ("created_at", "run_at", "started_at", "finished_at", "expires_at")
@@ -33,6 +35,7 @@ def to_json(record: TaskRecord, *, whole: bool = True) -> dict[str, Any]:
         "error_type": record.error_type,
         "error_message": record.error_message if whole else record.error_message and record.error_message[:SHORT],
         "progress": progress and {"done": progress.done, "total": progress.total, "message": progress.message},
+        "priority": record.priority,
         "idempotency_key": record.idempotency_key,
         "worker": record.worker,
         "cancel_requested": record.cancel_requested,
@@ -58,7 +61,7 @@ def from_json(task: dict[str, Any]) -> TaskRecord:
         error_type=task["error_type"],
         error_message=task["error_message"],
         progress=task["progress"] and ProgressReport(**task["progress"]),
-        queued_at=times["run_at"],
+        priority=task.get("priority", 0),
         idempotency_key=task["idempotency_key"],
         worker=task["worker"],
         cancel_requested=task["cancel_requested"],

@@ -33,6 +33,7 @@ from chanflow.tasks.http._request import (
     preferred_wait,
     read_json,
     status,
+    whole_number,
 )
 from chanflow.tasks.http._stream import EventStream, event
 from chanflow.tasks.record import TaskRecord, TaskStatus
@@ -50,6 +51,7 @@ RETRY_AFTER = "1"
 MAX_DELAY = 31_536_000.0
 """Seconds: a year."""
 MAX_PAGE = 1000
+MAX_PRIORITY = 1000
 COUNT_INTERVAL = 0.25
 """Seconds for which a count of the pending tasks is good enough; what is accepted meanwhile is added to it."""
 FULL_INTERVAL = 0.02
@@ -125,6 +127,7 @@ class App:
             raise Problem(404, f"there is no task {name!r}")
         await self._check_room()
         key, delay = idempotency_key(request), number(request, "delay", 0.0, 0.0, MAX_DELAY)
+        priority = whole_number(request, "priority", 0, -MAX_PRIORITY, MAX_PRIORITY)
         wait = preferred_wait(request, self._max_wait)
         body = await read_json(request, self._max_body)
         try:
@@ -137,7 +140,7 @@ class App:
         # Others may have come while it was read.
         self._refuse_when_full()
         self._pending += 1
-        task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay)
+        task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay, priority=priority)
         url = f"{request.scope.get('root_path', '')}/tasks/{task_id}"
         headers = {"Location": url, "Retry-After": RETRY_AFTER}
         record: TaskRecord | None = None
@@ -194,13 +197,7 @@ class App:
 
     async def retry(self, request: Request) -> Response:
         """Run a task again."""
-        task_id = request.path_params["task"]
-        before = await self._service.get(task_id)
-        if before.status not in {TaskStatus.FAILED, TaskStatus.CANCELLED}:
-            raise Problem(
-                409, f"only a task that failed or was cancelled can be retried; this one is {before.status.value}"
-            )
-        return json_response(to_json(await self._service.retry(task_id)), 202)
+        return json_response(to_json(await self._service.retry(request.path_params["task"])), 202)
 
     async def watch(self, request: Request) -> Response:
         """Tell of a task after each change."""

@@ -16,10 +16,17 @@ from anyio import current_time, sleep
 
 from chanflow._check import check_seconds
 from chanflow._retry import Retry
-from chanflow.tasks._errors import IdempotencyError, TaskCancelledError, TaskFailedError, UnknownTaskError
+from chanflow.tasks._errors import (
+    IdempotencyError,
+    TaskCancelledError,
+    TaskFailedError,
+    TaskStateError,
+    UnknownTaskError,
+)
 from chanflow.tasks._handler import ArgumentError
+from chanflow.tasks._idempotency import check_key
 from chanflow.tasks.record import TaskRecord, TaskStatus
-from chanflow.tasks.wire import from_json
+from chanflow.tasks.wire import KEY_REUSED, from_json
 
 __all__ = ["ServiceError", "TaskClient"]
 
@@ -85,7 +92,14 @@ class TaskClient:
             await self._http.__aexit__(exc_type, exc, tb)
 
     async def submit(
-        self, name: str, /, *, idempotency_key: str | None = None, delay: float = 0.0, **arguments: Any
+        self,
+        name: str,
+        /,
+        *,
+        idempotency_key: str | None = None,
+        delay: float = 0.0,
+        priority: int = 0,
+        **arguments: Any,
     ) -> str:
         """Submit a task.
 
@@ -93,6 +107,7 @@ class TaskClient:
             name: what the task is called there.
             idempotency_key: a second submission with the same key is the same task; one of its own by default.
             delay: seconds before which the task is not begun, at least 0.
+            priority: of the tasks that are due, those with a higher one are begun first.
             arguments: plain data, or what msgspec makes JSON of.
 
         Returns:
@@ -103,6 +118,7 @@ class TaskClient:
             ArgumentError: the arguments don't fit the handler, or can't be sent.
             IdempotencyError: the key was used for another task or other arguments.
             ServiceError: the service can't be reached, or refuses.
+            ValueError, TypeError: another argument is not as for `TaskService.submit`.
 
         Cancellation:
             The task may have been submitted nevertheless.
@@ -114,9 +130,14 @@ class TaskClient:
             msg = f"arguments of {name} can't be sent: {error}"
             raise ArgumentError(msg) from error
         key = token_hex(16) if idempotency_key is None else idempotency_key
-        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-        parameters = {"delay": repr(float(delay))} if delay else None
-        response = await self._ask("POST", f"tasks/{escape(name)}", headers=headers, content=body, params=parameters)
+        check_key(key)
+        headers = {"Content-Type": "application/json", "Idempotency-Key": quoted(key)}
+        parameters = {"delay": repr(float(delay))} if delay else {}
+        if priority:
+            parameters["priority"] = str(priority)
+        response = await self._ask(
+            "POST", f"tasks/{escape(name)}", headers=headers, content=body, params=parameters or None
+        )
         return self._read(response, lambda answer: str(answer["task_id"]))
 
     async def get(self, task_id: str) -> TaskRecord:
@@ -279,15 +300,25 @@ class TaskClient:
 
     def _failure(self, response: httpx.Response) -> Exception:
         """Make an error of an answer that is none."""
+        problem: Any = None
         try:
-            detail = str(response.json()["detail"])
+            problem = response.json()
+            detail = str(problem["detail"])
         except (ValueError, TypeError, KeyError):
             detail = response.reason_phrase
-        kinds: dict[int, type[Exception]] = {404: UnknownTaskError, 409: IdempotencyError, 422: ArgumentError}
+        kinds: dict[int, type[Exception]] = {404: UnknownTaskError, 409: TaskStateError, 422: ArgumentError}
         kind = kinds.get(response.status_code)
+        if isinstance(problem, dict) and problem.get("type") == KEY_REUSED:
+            kind = IdempotencyError
         if kind is not None and response.headers.get("content-type") == "application/problem+json":
             return kind(detail)
         return ServiceError(f"{self._url}: {response.status_code} {detail}", response.status_code)
+
+
+def quoted(key: str) -> str:
+    """Make a string of RFC 9651 of a key, as the draft wants it."""
+    escaped = key.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 async def pause(until: float) -> None:

@@ -47,6 +47,7 @@ SUMMARY: dict[str, Any] = {
     "error_type": MAYBE_TEXT,
     "error_message": MAYBE_TEXT,
     "progress": {"anyOf": [PROGRESS, {"type": "null"}]},
+    "priority": {"type": "integer"},
     "idempotency_key": MAYBE_TEXT,
     "worker": MAYBE_TEXT,
     "cancel_requested": {"type": "boolean"},
@@ -82,8 +83,9 @@ PREFER = {
 KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "A second submission with the same key is the same task.",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    "description": "A second submission with the same key and the same arguments is the same task. Quotes around it "
+    "are optional.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 }
 DELAY = {
     "name": "delay",
@@ -91,16 +93,22 @@ DELAY = {
     "description": "Seconds before which the task is not begun.",
     "schema": {"type": "number", "minimum": 0, "maximum": 31_536_000},
 }
+PRIORITY = {
+    "name": "priority",
+    "in": "query",
+    "description": "Of the tasks that are due, those with a higher one are begun first.",
+    "schema": {"type": "integer", "minimum": -1000, "maximum": 1000},
+}
 RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to ask again.", "schema": SECONDS}}
 PROBLEMS = {
     400: "The body is not JSON.",
     401: "A valid bearer token is needed.",
     403: "Another site's page asks.",
     404: "There is no such task, or it has expired.",
-    409: "The task is not in a state for that, or the key was used for another task.",
+    409: "The task is not in a state for that.",
     413: "The body is too long.",
     415: "The body is not `application/json`.",
-    422: "A parameter or an argument is not as it must be.",
+    422: "A parameter or an argument is not as it must be, or the key was used for another task.",
     503: "Too much is pending, the service is stopping, or its store is away.",
 }
 
@@ -157,7 +165,7 @@ def submission(name: str, handler: Handler[Any, Any], schema: dict[str, Any]) ->
             202: answer("It is accepted.", refer("chanflow.Accepted"), headers=location | RETRY_AFTER),
         },
         *(400, 403, 404, 409, 413, 415, 422),
-        parameters=[PREFER, KEY, DELAY],
+        parameters=[PREFER, KEY, DELAY, PRIORITY],
         requestBody={"required": True, "content": {"application/json": {"schema": schema}}},
         **description,
     )

@@ -10,8 +10,9 @@ from anyio import ClosedResourceError
 from starlette.responses import Response
 
 from chanflow._storage import StorageError
-from chanflow.tasks._errors import IdempotencyError, UnknownTaskError
+from chanflow.tasks._errors import IdempotencyError, TaskStateError, UnknownTaskError
 from chanflow.tasks._handler import ArgumentError
+from chanflow.tasks.wire import KEY_REUSED
 
 __all__ = ["SAFE", "Problem", "json_response", "to_problem"]
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("chanflow.tasks")
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 """Those that Python calls by their names of before RFC 9110, depending on its version."""
-STATUSES: dict[type[Exception], int] = {UnknownTaskError: 404, IdempotencyError: 409, ArgumentError: 422}
+STATUSES: dict[type[Exception], int] = {UnknownTaskError: 404, TaskStateError: 409, ArgumentError: 422}
 STORAGE_RETRY = "5"
 """Seconds after which to try again when the store or the bus failed."""
 
@@ -28,15 +29,18 @@ STORAGE_RETRY = "5"
 class Problem(Exception):  # noqa: N818 -- the word of the RFC
     """An answer that is no success."""
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: dict[str, str] | None = None, *, kind: str = "about:blank"
+    ) -> None:
         super().__init__(detail)
         self.status: int = status
         self.headers: dict[str, str] = headers or {}
+        self.kind: str = kind
 
     def response(self) -> Response:
         """Make the answer."""
         body = {
-            "type": "about:blank",
+            "type": self.kind,
             "title": TITLES.get(self.status) or HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": str(self),
@@ -59,6 +63,8 @@ def to_problem(error: Exception) -> Problem:
         return error
     if isinstance(error, StorageError | ClosedResourceError):
         return Problem(503, str(error), {"Retry-After": STORAGE_RETRY})
+    if isinstance(error, IdempotencyError):
+        return Problem(422, str(error), kind=KEY_REUSED)
     for kind, status in STATUSES.items():
         if isinstance(error, kind):
             return Problem(status, str(error))

@@ -13,6 +13,7 @@ from anyio import CancelScope, create_task_group
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
+from chanflow.tasks._idempotency import check_key
 from chanflow.tasks.http._problem import Problem
 from chanflow.tasks.record import TaskStatus
 
@@ -26,12 +27,14 @@ __all__ = [
     "preferred_wait",
     "read_json",
     "status",
+    "whole_number",
 ]
 
 T = TypeVar("T")
 
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
-MAX_KEY = 255
+QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
+ESCAPED = re.compile(r'\\(["\\])')
 MAX_DIGITS = 18
 
 
@@ -136,8 +139,16 @@ def preferred_wait(request: Request, most: float) -> float | None:
 def idempotency_key(request: Request) -> str | None:
     """Give the key of a submission that may come twice; None where there is none."""
     key = header(request.scope, b"idempotency-key")
-    if key is not None and not 1 <= len(key) <= MAX_KEY:
-        raise Problem(422, f"Idempotency-Key must have 1 to {MAX_KEY} characters, got {len(key)}")
+    if key is None:
+        return None
+    quoted = QUOTED.fullmatch(key)
+    if quoted is not None:
+        # A string of RFC 9651, as the draft wants it; it means the same as without its quotes.
+        key = ESCAPED.sub(r"\1", quoted[1])
+    try:
+        check_key(key)
+    except ValueError as error:
+        raise Problem(422, str(error)) from None
     return key
 
 
@@ -153,6 +164,14 @@ def number(request: Request, name: str, default: float, least: float, most: floa
     if not least <= value <= most:
         raise Problem(422, f"{name} must be a number from {least:g} to {most:g}, got {text!r}")
     return value
+
+
+def whole_number(request: Request, name: str, default: int, least: int, most: int) -> int:
+    """Give a whole number of the query."""
+    value = number(request, name, default, least, most)
+    if value != int(value):
+        raise Problem(422, f"{name} must be a whole number, got {value:g}")
+    return int(value)
 
 
 def status(request: Request) -> TaskStatus | None:

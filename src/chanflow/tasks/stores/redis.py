@@ -1,88 +1,57 @@
 """Tasks in Redis, which processes on several machines may share."""
 
+# Invariants:
+# 1. A task is a hash: its record, and beside it, once it was claimed, what it was claimed with. Whoever reads it
+#    applies the claim to the record, for a script can't: so a claim is one step on the server.
+# 2. A task that is not at its end is in `later`, by when it is due, or in the queue of its handler, `ready:NAME`, by
+#    its rank, then by when it became due.
+# 3. A change happens to a task as it was read, or not at all; one whose result is there already has happened.
+
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cache, partial
+from hashlib import sha1
+from secrets import token_hex
+from typing import Any, TypeAlias
 
 import msgspec
+from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
 from coredis import Redis
-from coredis.exceptions import RedisError
+from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
 
 from chanflow._storage import StorageError
-from chanflow.tasks.record import TaskRecord, TaskStatus, expired, looked_for_at
-from chanflow.tasks.store import Change, Store
+from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
+from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
+from chanflow.tasks.stores._gather import Gather
+from chanflow.tasks.stores._scripts import DUE, FORGET, PAGE, SET_ASIDE, STEPS, TIME
 
 __all__ = ["RedisStore"]
 
-# A record is one string, which Redis lets expire by itself. Beside it are sorted sets of ids: all and those of each
-# status, by the order of their making; those to look for, and those that expire, by the time of that. Each script is
-# one step. The keys are made from one prefix, so that they need one Redis, not a cluster.
-CREATE = """
-local prefix, id, record, looked, key = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-if key ~= '' then
-    local there = redis.call('GET', prefix .. 'key:' .. key)
-    local kept = there and redis.call('GET', prefix .. 'task:' .. there)
-    if kept then return kept end
-    redis.call('SET', prefix .. 'key:' .. key, id)
-end
-local number = redis.call('INCR', prefix .. 'number')
-redis.call('SET', prefix .. 'task:' .. id, record)
-redis.call('ZADD', prefix .. 'all', number, id)
-redis.call('ZADD', prefix .. 'status:' .. ARGV[6], number, id)
-if looked ~= '' then redis.call('ZADD', prefix .. 'looked', looked, id) end
-return false
-"""
-CHANGE = """
-local prefix, id, old, new = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local task = prefix .. 'task:' .. id
-if redis.call('GET', task) ~= old then return 0 end
-local looked, ttl, expires, key = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
-if ttl ~= '' then redis.call('SET', task, new, 'PX', ttl) else redis.call('SET', task, new) end
-if ARGV[5] ~= ARGV[6] then
-    redis.call('ZREM', prefix .. 'status:' .. ARGV[5], id)
-    redis.call('ZADD', prefix .. 'status:' .. ARGV[6], redis.call('ZSCORE', prefix .. 'all', id), id)
-end
-if looked ~= '' then redis.call('ZADD', prefix .. 'looked', looked, id)
-else redis.call('ZREM', prefix .. 'looked', id) end
-if expires ~= '' then redis.call('ZADD', prefix .. 'expiring', expires, id)
-else redis.call('ZREM', prefix .. 'expiring', id) end
-if key ~= '' then
-    if ttl ~= '' then redis.call('PEXPIRE', prefix .. 'key:' .. key, ttl)
-    else redis.call('PERSIST', prefix .. 'key:' .. key) end
-end
-return 1
-"""
-FORGET = """
-local prefix = ARGV[1]
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', prefix .. 'expiring', '-inf', ARGV[2], 'LIMIT', 0, 1000)) do
-    redis.call('DEL', prefix .. 'task:' .. id)
-    for index = 3, #ARGV do redis.call('ZREM', prefix .. ARGV[index], id) end
-end
-return redis.call('ZCOUNT', prefix .. 'expiring', '-inf', ARGV[2])
-"""
-PAGE = """
-local prefix, chosen, after, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local below = '+inf'
-if after ~= '' then
-    local number = redis.call('ZSCORE', prefix .. 'all', after)
-    if not number then return {} end
-    below = '(' .. number
-end
-local records = {}
-for _, id in ipairs(redis.call('ZREVRANGEBYSCORE', prefix .. chosen, below, '-inf', 'LIMIT', 0, limit)) do
-    table.insert(records, redis.call('GET', prefix .. 'task:' .. id) or nil)
-end
-return records
-"""
-NEGLECTED = """
-return redis.call('ZRANGEBYSCORE', ARGV[1] .. 'looked', '-inf', ARGV[2], 'LIMIT', 0, ARGV[3])
-"""
+logger = logging.getLogger("chanflow.tasks")
+
 MOST_REMEMBERED = 10_000
 LARGEST_REMEMBERED = 1000
 """Bytes."""
-INDEXES = ("all", "looked", "expiring", *(f"status:{status.value}" for status in TaskStatus))
+CLOCK_INTERVAL = 10.0
+"""Seconds from one look at the server's clock to the next, and from one sign of life on our subscription."""
+AGAIN = 1.0
+"""Seconds to wait for a server that is away."""
+MOST_TOGETHER = 100
+"""The most steps in one script: nobody else is served meanwhile."""
+
+# A record, and what it was claimed with since the record was written, a line for each claim.
+Kept: TypeAlias = tuple[bytes, bytes]
+# What is to be done, and its arguments.
+Step: TypeAlias = tuple[str, Sequence[str | bytes | float]]
+
+PASSWORD = re.compile(r"//[^/]*@")
+
+digest = cache(lambda script: sha1(script.encode(), usedforsecurity=False).hexdigest())
 
 
 class RedisStore(Store):
@@ -98,17 +67,28 @@ class RedisStore(Store):
 
     def __init__(self, url: str, *, prefix: str = "chanflow:tasks:") -> None:
         self._url = url
+        # As it may be told: without a password.
+        self._place = PASSWORD.sub("//", url)
         self._prefix = prefix
+        self._writer = token_hex(8)
+        # Where we tell ourselves that we still hear.
+        self._own_channel = f"{prefix}news:{self._writer}"
         self._client: Redis[bytes]
         # What the last tasks that this process made or changed were kept as: mostly they still are.
-        self._last: dict[str, bytes] = {}
+        self._last: dict[str, Kept] = {}
+        self._decode = Decoder()
+        self._listeners: list[Tell] = []
+        self._moved_by: float
+        # How many subscriptions to the news are our own.
+        self._listens = 0
+        self._together: Gather[Step, Any] = Gather(self._take_steps, MOST_TOGETHER)
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
         try:
             yield
         except (RedisError, OSError) as error:
-            msg = f"{self._url}: {error or type(error).__name__}"
+            msg = f"{self._place}: {error or type(error).__name__}"
             raise StorageError(msg) from error
 
     async def open(self) -> None:
@@ -116,8 +96,7 @@ class RedisStore(Store):
         async with self._calling():
             self._client = await client.__aenter__()
         try:
-            async with self._calling():
-                await self._client.ping()
+            await self._set_clock()
         except BaseException:
             await self.aclose()
             raise
@@ -125,64 +104,139 @@ class RedisStore(Store):
     async def aclose(self) -> None:
         await self._client.__aexit__(None, None, None)
 
+    def now(self) -> float:
+        return self._moved_by + time.monotonic()
+
+    async def _set_clock(self) -> None:
+        """Take the server's time, as of the middle of the question."""
+        asked_at = time.monotonic()
+        seconds, microseconds = await self._run(TIME)
+        self._moved_by = int(seconds) + int(microseconds) / 1e6 - (asked_at + time.monotonic()) / 2
+
     async def _run(self, script: str, *arguments: str | bytes | float) -> Any:
         async with self._calling():
-            return await self._client.eval(script, args=[self._prefix, *arguments])
+            try:
+                return await self._client.evalsha(digest(script), args=[self._prefix, *arguments])
+            except NoScriptError:
+                return await self._client.eval(script, args=[self._prefix, *arguments])
 
-    async def create(self, record: TaskRecord) -> TaskRecord:
-        if record.idempotency_key is not None:
-            # The key may be that of a task whose time is over.
-            await self.forget(record.created_at)
-        encoded = msgspec.msgpack.encode(record)
-        kept = await self._run(
-            CREATE,
-            record.id,
-            encoded,
-            "" if record.status.is_end else repr(looked_for_at(record)),
-            record.idempotency_key or "",
-            record.status.value,
-        )
-        if kept:
-            return decode(kept)
-        self._remember(record, encoded)
-        return record
+    async def _step(self, kind: str, arguments: Sequence[str | bytes | float]) -> Any:
+        try:
+            return await self._together((kind, arguments))
+        except BaseException:
+            # It may have been taken all the same.
+            self._tell(None)
+            raise
+
+    async def _take_steps(self, steps: Sequence[Step]) -> list[Any]:
+        """Take steps in one go, in their order: those that come while others are on their way go together."""
+        arguments = [each for kind, given in steps for each in (kind, len(given), *given)]
+        results: list[Any] = await self._run(STEPS, self._writer, self._listens, *arguments)
+        return results
+
+    async def create_many(self, records: Sequence[TaskRecord]) -> list[TaskRecord]:
+        arguments: list[str | bytes | float] = []
+        if any(record.idempotency_key is not None for record in records):
+            # A key may be that of a task whose time is over.
+            await self.forget(max(record.created_at for record in records))
+        encoded = [msgspec.msgpack.encode(record) for record in records]
+        for record, each in zip(records, encoded, strict=True):
+            due = due_at(record)
+            arguments += [
+                record.id,
+                each,
+                record.name,
+                record.status.value,
+                record.priority,
+                "" if due is None else repr(due),
+                "1" if due is not None and due <= record.created_at else "",
+                record.idempotency_key or "",
+                repr(record.run_at),
+            ]
+        kept: list[TaskRecord] = []
+        for record, each, there in zip(records, encoded, await self._step("create", arguments), strict=True):
+            if not there:
+                self._remember(record.id, (each, b""))
+                self._tell(News(record.id, record.name, record.status, record=record))
+                kept.append(record)
+                continue
+            found = self._read(there[0].decode(), (there[1], there[2] or b""))
+            if found is None:
+                msg = f"the task with the idempotency key {record.idempotency_key!r} can't be read"
+                raise StorageError(msg)
+            kept.append(found)
+        return kept
 
     async def get(self, task_id: str, now: float) -> TaskRecord | None:
-        if (encoded := self._last.get(task_id)) is not None and (last := decode(encoded)).status is TaskStatus.SUCCESS:
-            # It stays so until it expires.
-            return None if expired(last, now) else last
-        encoded = await self._find(task_id)
-        record = None if encoded is None else decode(encoded)
-        return None if record is None or expired(record, now) else record
+        kept = self._last.get(task_id)
+        last = None if kept is None else self._read(task_id, kept)
+        if last is None or last.status is not TaskStatus.SUCCESS:
+            # That would stay so until it expires.
+            kept = await self._find(task_id)
+            last = None if kept is None else self._read(task_id, kept)
+        return None if last is None or expired(last, now) else last
 
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
-        encoded = self._last.pop(task_id, None)
-        remembered = encoded is not None
+        # First as it is remembered, then as it is.
+        kept = self._last.pop(task_id, None)
+        is_guess = kept is not None
         while True:
-            if encoded is None:
-                encoded = await self._find(task_id)
-                if encoded is None:
-                    return None
-            record = decode(encoded)
-            changed = change(record)
-            if changed is not None and await self._replace(record, encoded, changed):
+            kept = kept or await self._find(task_id)
+            record = None if kept is None else self._read(task_id, kept)
+            changed = None if record is None else change(record)
+            if record is None or kept is None or changed is None or changed == record:
+                if not is_guess:
+                    return changed
+            elif await self._replace(record, kept, changed):
                 return changed
-            if changed is None and not remembered:
-                return None
             # Somebody else has changed it.
-            encoded, remembered = None, False
+            kept, is_guess = None, False
 
-    async def _find(self, task_id: str) -> bytes | None:
-        async with self._calling():
-            return await self._client.get(f"{self._prefix}task:{task_id}")
+    async def change_many(self, changes: Sequence[tuple[str, Change]]) -> list[TaskRecord | None]:
+        results: list[TaskRecord | None] = [None] * len(changes)
+        by_task: dict[str, list[int]] = {}
+        for index, (task_id, _) in enumerate(changes):
+            by_task.setdefault(task_id, []).append(index)
 
-    def _remember(self, record: TaskRecord, encoded: bytes) -> None:
-        if len(encoded) <= LARGEST_REMEMBERED:
-            self._last[record.id] = encoded
+        async def change_all(indexes: Sequence[int]) -> None:
+            # Those of one task one after the other.
+            for index in indexes:
+                results[index] = await self.change(*changes[index])
+
+        await side_by_side([partial(change_all, indexes) for indexes in by_task.values()])
+        return results
+
+    async def _find(self, task_id: str) -> Kept | None:
+        try:
+            async with self._calling():
+                record, claimed = await self._client.hmget(f"{self._prefix}task:{task_id}", ["r", "c"])
+        except StorageError as error:
+            if isinstance(error.__cause__, WrongTypeError):
+                # Somebody else's.
+                self._decode(task_id, b"")
+                return None
+            raise
+        return None if record is None else (record, claimed or b"")
+
+    def _read(self, task_id: str, kept: Kept) -> TaskRecord | None:
+        """Read a record, and apply the claims that there were since it was written."""
+        encoded, claims = kept
+        record = self._decode(task_id, encoded)
+        for each in claims.decode().splitlines():
+            worker, now, lease_until = each.rsplit(" ", 2)
+            if record is not None:
+                # It was due by the clock of whoever said so, which may be a little ahead of the other's.
+                begun_at = max(float(now), record.run_at, record.lease_until or 0.0)
+                record = claim(record, worker=worker, now=begun_at, lease_until=float(lease_until))
+        return record
+
+    def _remember(self, task_id: str, kept: Kept) -> None:
+        if len(kept[0]) <= LARGEST_REMEMBERED:
+            self._last[task_id] = kept
             if len(self._last) > MOST_REMEMBERED:
                 del self._last[next(iter(self._last))]
 
-    async def _replace(self, record: TaskRecord, encoded: bytes, changed: TaskRecord) -> bool:
+    async def _replace(self, record: TaskRecord, kept: Kept, changed: TaskRecord) -> bool:
         """Put a task in the place of what it was, unless it isn't that any more."""
         new = msgspec.msgpack.encode(changed)
         ttl = expires = ""
@@ -190,44 +244,181 @@ class RedisStore(Store):
             # A key can't expire at once.
             ttl = str(max(int((changed.expires_at - changed.finished_at) * 1000), 1))
             expires = repr(changed.expires_at)
-        looked = "" if changed.status.is_end else repr(looked_for_at(changed))
-        replaced = await self._run(
-            CHANGE,
+        due = due_at(changed)
+        news = news_of(record, changed)
+        arguments = [
             record.id,
-            encoded,
+            *kept,
             new,
-            record.status.value,
             changed.status.value,
-            looked,
+            "" if due is None else repr(due),
             ttl,
             expires,
             record.idempotency_key or "",
-        )
-        if replaced:
-            self._remember(changed, new)
-        return bool(replaced)
+            "" if news is None else "1",
+            "1" if changed.cancel_requested else "",
+            repr(changed.run_at),
+        ]
+        if not await self._step("change", arguments):
+            return False
+        self._remember(record.id, (new, b""))
+        if news is not None:
+            self._tell(news)
+        return True
+
+    # What is due
+
+    async def claim(
+        self,
+        names: Mapping[str, int | None],
+        *,
+        worker: str,
+        now: float,
+        lease_until: float,
+        limit: int,
+        task_id: str | None = None,
+    ) -> Claimed:
+        limits = [each for name, most in names.items() for each in (name, "" if most is None else most)]
+        arguments = [worker, repr(now), repr(lease_until), limit, task_id or "", *limits]
+        next_at, *found = await self._step("claim", arguments)
+        runs: list[TaskRecord] = []
+        for each_id, kept in triples(found):
+            run = self._read(each_id, kept)
+            if run is None:
+                await self._run(SET_ASIDE, each_id)
+            elif run.worker == worker:
+                self._remember(each_id, kept)
+                self._tell(News(each_id, run.name, run.status, run.cancel_requested, run))
+                runs.append(run)
+        return Claimed(runs, now if len(found) >= 3 * limit else float(next_at) if next_at else None)
+
+    async def due(self, names: Sequence[str], now: float, limit: int) -> Claimed:
+        next_at, *found = await self._run(DUE, repr(now), limit, *names)
+        records = [record for each_id, kept in triples(found) if (record := self._read(each_id, kept)) is not None]
+        return Claimed(records, float(next_at) if next_at else None)
+
+    # Looking around
 
     async def page(
         self, now: float, *, status: TaskStatus | None = None, after: str | None = None, limit: int = 100
     ) -> Sequence[TaskRecord]:
         await self.forget(now)
-        chosen = "all" if status is None else f"status:{status.value}"
-        return [decode(each) for each in await self._run(PAGE, chosen, after or "", limit)]
+        records: list[TaskRecord] = []
+        while len(records) < limit:
+            wanted = limit - len(records)
+            found = await self._run(PAGE, "all" if status is None else f"status:{status.value}", after or "", wanted)
+            for each_id, kept in triples(found):
+                after = each_id
+                record = self._read(each_id, kept)
+                if record is not None:
+                    records.append(record)
+            if len(found) < 3 * wanted:
+                break
+        return records
 
     async def count(self, now: float) -> dict[TaskStatus, int]:
         await self.forget(now)
         async with self._calling():
             return {status: await self._client.zcard(f"{self._prefix}status:{status.value}") for status in TaskStatus}
 
-    async def neglected(self, since: float, limit: int) -> Sequence[str]:
-        return [task_id.decode() for task_id in await self._run(NEGLECTED, repr(since), limit)]
-
     async def forget(self, now: float) -> None:
         # A part at a time, since nobody else is served meanwhile.
-        while await self._run(FORGET, repr(now), *INDEXES):
+        while await self._run(FORGET, repr(now)):
             pass
 
+    # News
 
-def decode(encoded: bytes) -> TaskRecord:
-    """Read a record."""
-    return msgspec.msgpack.decode(encoded, type=TaskRecord)
+    def _tell(self, news: News | None) -> None:
+        for tell in self._listeners:
+            tell(news)
+
+    async def news(self, tell: Tell, *, task_status: TaskStarted = TASK_STATUS_IGNORED) -> None:
+        self._listeners.append(tell)
+        try:
+            async with create_task_group() as tasks:
+                tasks.start_soon(self._keep_time)
+                listening = Event()
+                tasks.start_soon(self._listen_on, tell, listening)
+                await listening.wait()
+                task_status.started()
+        finally:
+            self._listeners.remove(tell)
+
+    async def _keep_time(self) -> None:
+        while True:
+            await sleep(CLOCK_INTERVAL)
+            try:
+                await self._set_clock()
+                async with self._calling():
+                    await self._client.publish(self._own_channel, b"")
+            except StorageError as error:
+                logger.warning("the clock can't be read: %s", error)
+
+    async def _listen_on(self, tell: Tell, listening: Event) -> None:
+        """Listen, and begin again where that fails."""
+        while True:
+            try:
+                await self._listen(tell, listening)
+            except* (StorageError, RedisError, OSError) as error:
+                logger.warning("%s tells no news, which is tried again: %s", self._place, error.exceptions[0])
+            listening.set()
+            await sleep(AGAIN)
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        self._listens += 1
+        try:
+            yield
+        finally:
+            self._listens -= 1
+
+    async def _listen(self, tell: Tell, listening: Event) -> None:
+        channels = [f"{self._prefix}news", self._own_channel]
+        async with self._client.pubsub(channels=channels) as messages, self._listening():
+            # Where nothing comes for so long, not even our own, the connection is dead.
+            while (message := await messages.get_message(timeout=2 * CLOCK_INTERVAL)) is not None:
+                data = message["data"]
+                if not isinstance(data, bytes):
+                    # That it has been subscribed to, for the first time or once more.
+                    listening.set()
+                    tell(None)
+                elif data:
+                    for each in self._news_in(data):
+                        tell(each)
+
+    def _news_in(self, data: bytes) -> list[News | None]:
+        """Read a message; None where only something is known to have happened."""
+        try:
+            writer, *changes = msgspec.msgpack.decode(data)
+            if writer == self._writer:
+                return []
+            # Too many are not told one by one.
+            return [News(each, name, TaskStatus(status), cancels) for each, name, status, cancels in changes] or [None]
+        except (msgspec.DecodeError, ValueError, TypeError):
+            # Somebody else's.
+            return [None]
+
+
+async def side_by_side(steps: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Take steps at the same time; the first error of all is raised once all have ended."""
+    errors: list[StorageError] = []
+
+    async def take(step: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await step()
+        except StorageError as error:
+            errors.append(error)
+
+    async with create_task_group() as tasks:
+        for step in steps:
+            tasks.start_soon(take, step)
+    if errors:
+        raise errors[0]
+
+
+def triples(found: Sequence[bytes | None]) -> Iterator[tuple[str, Kept]]:
+    """Give what a script has found: ids, each with the record and the claim."""
+    for at in range(0, len(found), 3):
+        task_id, record, claimed = found[at : at + 3]
+        assert task_id is not None
+        yield task_id.decode(), (record or b"", claimed or b"")
