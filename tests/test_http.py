@@ -359,7 +359,7 @@ async def test_idempotency_key() -> None:
         assert (await service.count())[TaskStatus.SUCCESS] == 1
         for key in ("", "k" * 256, "caf\xe9"):
             assert_problem(
-                await client.post("/tasks/double", headers={"Idempotency-Key": key.encode("latin-1")}),  # type: ignore[dict-item]
+                await client.post("/tasks/double", headers={b"Idempotency-Key": key.encode("latin-1")}),
                 422,
                 "idempotency_key must be 1 to 255 printable ASCII characters without a space at either end, "
                 f"got {key!r}",

@@ -18,7 +18,7 @@ import pytest
 from anyio import fail_after
 
 from chanflow import Retry
-from chanflow.tasks import TaskService, TaskStatus
+from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from tests.redis_server import running_redis
 
 ROUNDS = 12
@@ -153,7 +153,8 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease(store: str, backend
         service = TaskService(store=store, workers=0)
 
         @service.task
-        async def work() -> str: ...
+        async def work() -> str:
+            raise AssertionError
 
         async with service:
             task_id = await service.submit(work)
@@ -171,7 +172,7 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease(store: str, backend
                 assert await anyio.to_thread.run_sync(sleeper.wait, 30) == 0
             assert await service.get(task_id) == ended
 
-    async def run_elsewhere(store: str, task_id: str):  # noqa: ANN202 -- a record
+    async def run_elsewhere(store: str, task_id: str) -> TaskRecord:
         other = TaskService(store=store, workers=1, lease=0.5)
 
         @other.task(retry=Retry(3))

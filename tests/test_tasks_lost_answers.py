@@ -258,7 +258,7 @@ async def test_news_that_can_be_heard_only_later(
             msg = "not now"
             raise StorageError(msg)
 
-        store._listen = store._set_clock = refuse  # type: ignore[method-assign]
+        store._listen = store._set_clock = refuse  # type: ignore[method-assign, assignment]
         heard: list[Any] = []
         async with create_task_group() as tasks:
             await tasks.start(store.news, heard.append)

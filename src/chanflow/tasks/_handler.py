@@ -11,8 +11,8 @@ from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, cast, get
 import msgspec
 from anyio import CapacityLimiter, from_thread
 
-from chanflow._attempt import Attempt
-from chanflow._offload import is_async
+from chanflow._attempt import Attempt, is_async
+from chanflow._check import show
 from chanflow._retry import Retry
 from chanflow.tasks.record import ProgressReport
 
@@ -65,13 +65,13 @@ class Progress:
         """
         for argument, value in (("done", done), ("total", total)):
             if not isinstance(value, int | float) or isinstance(value, bool):
-                msg = f"{argument} must be a number, got {value!r}"
+                msg = f"{argument} must be a number, got {show(value)}"
                 raise TypeError(msg)
         if not 0 <= done <= total or not total > 0:
             msg = f"done must be from 0 to total, and total > 0, got {done} of {total}"
             raise ValueError(msg)
         if not isinstance(message, str):
-            msg = f"message must be a str, got {message!r}"
+            msg = f"message must be a str, got {show(message)}"
             raise TypeError(msg)
         # See the runner's messages of errors.
         progress = ProgressReport(done, total, message.encode("utf-8", "backslashreplace").decode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chanflow._check import show
 from chanflow.tasks._errors import IdempotencyError
 from chanflow.tasks.record import TaskRecord
 
@@ -17,7 +18,7 @@ def check_key(key: object) -> None:
         TypeError, ValueError: it is no key.
     """
     if not isinstance(key, str):
-        msg = f"idempotency_key must be a str or None, got {key!r}"
+        msg = f"idempotency_key must be a str or None, got {show(key)}"
         raise TypeError(msg)
     if not 1 <= len(key) <= MAX_KEY or not key.isascii() or not key.isprintable() or key != key.strip():
         msg = (

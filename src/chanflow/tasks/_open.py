@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chanflow._check import show
 from chanflow.tasks.store import Store
 
 __all__ = ["open_store"]
@@ -19,7 +20,7 @@ def open_store(store: str | Store) -> Store:
     if isinstance(store, Store):
         return store
     if not isinstance(store, str):
-        msg = f"store must be a str or a Store, got {store!r}"
+        msg = f"store must be a str or a Store, got {show(store)}"
         raise TypeError(msg)
     if store == "memory://":
         from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
@@ -38,5 +39,5 @@ def open_store(store: str | Store) -> Store:
         from chanflow.tasks.stores.sqlite import SqliteStore  # noqa: PLC0415 -- as above
 
         return SqliteStore(Path(path).absolute())
-    msg = f"store must be memory://, sqlite:///PATH or redis://HOST, got {store!r}"
+    msg = f"store must be memory://, sqlite:///PATH or redis://HOST, got {show(store)}"
     raise ValueError(msg)

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from chanflow._check import check_count, check_seconds
+from chanflow._check import check_count, check_seconds, show
 from chanflow._park import Home, running_home
 from chanflow._retry import Retry
 from chanflow._storage import StorageError
@@ -158,10 +158,10 @@ class TaskService:
         if limit is not None:
             check_count("limit", limit, 1)
         if not isinstance(retry, Retry):
-            msg = f"retry must be a Retry, got {retry!r}"
+            msg = f"retry must be a Retry, got {show(retry)}"
             raise TypeError(msg)
         if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and "/" not in name):
-            msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {name!r}"
+            msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {show(name)}"
             raise ValueError(msg)
         if self._tasks is not None:
             msg = "tasks must be registered before the service's block is entered"
@@ -169,11 +169,11 @@ class TaskService:
 
         def register(fn: Callable[..., Any]) -> Handler[..., Any]:
             if not callable(fn):
-                msg = f"a task must be a function, got {fn!r}"
+                msg = f"a task must be a function, got {show(fn)}"
                 raise TypeError(msg)
             chosen = getattr(fn, "__name__", None) if name is None else name
             if chosen is None:
-                msg = f"a task that is no plain function needs a name: {fn!r}"
+                msg = f"a task that is no plain function needs a name: {show(fn)}"
                 raise TypeError(msg)
             handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout, limit)
             if handler.name in self._handlers:
@@ -348,7 +348,7 @@ class TaskService:
         check_count("max_body", max_body, 1)
         check_seconds("max_wait", max_wait)
         if isinstance(dead_letters, str):
-            msg = f"dead_letters must be a sequence of topics, got {dead_letters!r}"
+            msg = f"dead_letters must be a sequence of topics, got {show(dead_letters)}"
             raise TypeError(msg)
         from chanflow.tasks.http._app import make_app  # noqa: PLC0415 -- what it needs may be missing
 
@@ -397,7 +397,9 @@ class TaskService:
         self._check_open()
         registered = self._find(handler)
         if positional:
-            msg = f"a task takes its arguments by name: submit({registered.name}, name=value), got {positional[0]!r}"
+            msg = (
+                f"a task takes its arguments by name: submit({registered.name}, name=value), got {show(positional[0])}"
+            )
             raise TypeError(msg)
         encoded = registered.encode(arguments)
         key = None if idempotency_key is None else registered.fingerprint(arguments)
@@ -716,7 +718,7 @@ def check_most(argument: str, seconds: float) -> None:
 def check_priority(priority: object) -> None:
     """Refuse what is no priority."""
     if not isinstance(priority, int) or isinstance(priority, bool):
-        msg = f"priority must be an int, got {priority!r}"
+        msg = f"priority must be an int, got {show(priority)}"
         raise TypeError(msg)
     if abs(priority) > MAX_PRIORITY:
         msg = f"priority must be from -{MAX_PRIORITY} to {MAX_PRIORITY}, got {priority}"
