@@ -14,6 +14,7 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_all_tasks_blocked
 
 from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select, ticker
+from chanflow._map import Feed, Mapping
 from chanflow._park import current_home
 from tests.virtual_time import VirtualTimeLoop
 
@@ -65,6 +66,19 @@ def closed_ticker() -> Any:
     return ticks
 
 
+def ended_group() -> Any:
+    group = WorkerGroup(anyio.sleep)
+    group._closing = group._stopping = True
+    group._home = current_home()
+    return group
+
+
+def ended_map() -> Any:
+    feed = Feed(WorkerGroup(anyio.sleep), [], ordered=True)
+    feed.stopped = True
+    return Mapping(feed)
+
+
 async def send_and_receive(channel: Channel[int]) -> None:
     """Receive an item of a channel that never runs empty."""
     channel.send_nowait(1)
@@ -101,6 +115,10 @@ AT_ONCE: dict[str, tuple[Callable[[], Any], Callable[[Any], Awaitable[object]]]]
     "select, several": (closed, lambda channel: select(channel, Channel[int](), priority=True)),
     "select, sending": (lambda: Channel(math.inf), lambda channel: select(Send(channel, 1))),
     "select, dropped": (lambda: filled(overflow="drop_oldest"), lambda channel: select(Send(channel, 1))),
+    "select, a closed end": (closed_receiver, select),
+    "select, sending to a closed end": (closed_sender, lambda end: select(Send(end, 1))),
+    "submit after the end": (ended_group, lambda group: group.submit(1)),
+    "map after its end": (ended_map, lambda results: anext(results, None)),
     "select, a timer": (lambda: None, lambda _: select(after(0))),
     "select, a ticker": (closed_ticker, select),
 }

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import sys
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import wait_all_tasks_blocked
 
@@ -315,6 +317,54 @@ async def test_tasks_are_named_for_their_handlers() -> None:
     assert repr(workers).startswith(f"<WorkerGroup of {handle.__qualname__}: 0 of 10 running")
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    key: str
+
+
+async def test_regression_an_error_whose_attributes_can_not_be_set() -> None:
+    """It is its job's, and its task's, failure as any other."""
+    error = FrozenError("x")
+
+    async def handle(_job: object = None) -> None:
+        raise error
+
+    async with WorkerGroup(handle) as workers:
+        result = workers.submit_nowait(1)
+        with pytest.raises(type(error)):
+            await result
+    assert at_rest(workers)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Group() as group:
+            group.go(handle)
+    assert list(caught.value.exceptions) == [error]
+
+
+async def test_a_predicate_that_exits_fails_the_job() -> None:
+    """As one that raises anything else."""
+
+    def predicate(_error: Exception) -> bool:
+        sys.exit(3)
+
+    async with WorkerGroup(fail, retry=Retry(3, on=predicate)) as workers:
+        with pytest.raises(RuntimeError, match=whole("the task raised SystemExit: 3")):
+            await workers.submit_nowait(1)
+    assert at_rest(workers)
+
+
+async def test_a_predicate_that_is_interrupted_ends_the_group() -> None:
+    """It is no judgement of the job."""
+
+    def predicate(_error: Exception) -> bool:
+        raise GeneratorExit
+
+    with pytest.raises(BaseExceptionGroup):
+        async with WorkerGroup(fail, retry=Retry(3, on=predicate)) as workers:
+            workers.submit_nowait(1)
+            await anyio.sleep_forever()
+    assert workers.leftover == (1,)
+
+
 # Cycles
 
 
@@ -377,6 +427,24 @@ async def select_it_at_once(result: Result[Any]) -> None:
         select_nowait(result)
     finally:
         del result
+
+
+async def fail_in_time(errors: list[weakref.ref[PayloadError]]) -> None:
+    await fail_payload(errors)
+
+
+@pytest.mark.usefixtures("collector_off")
+async def test_a_failure_within_a_timeout_is_freed_at_once() -> None:
+    """What the attempt would tell at the end of its time does not keep it."""
+    errors: list[weakref.ref[PayloadError]] = []
+    async with WorkerGroup(fail_in_time, timeout=1e6) as workers:
+        result = workers.submit_nowait(errors)
+        try:
+            await result
+        except PayloadError:
+            """As it should."""
+        del result
+        assert [error() for error in errors] == [None]
 
 
 WAYS = [await_it, receive_it, receive_it_at_once, select_it, select_it_at_once]

@@ -9,6 +9,7 @@ import gc
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,7 +17,9 @@ import anyio.lowlevel
 import pytest
 from anyio import ClosedResourceError, Event, wait_all_tasks_blocked
 
-from chanflow import Group, Result, ResultCancelledError, Retry, WorkerGroup
+from chanflow import Channel, DeadLetter, Group, Result, ResultCancelledError, Retry, WorkerGroup
+from chanflow.bus import Message, connect
+from chanflow.tasks import TaskService
 from tests.conftest import whole
 from tests.test_workers import at_rest
 from tests.virtual_time import VirtualTimeLoop
@@ -529,3 +532,218 @@ async def test_what_cancels_is_refused_in_another_thread_before_it_did_anything(
     assert workers.statistics().cancelled == 2
     for result in running, queued, task:
         assert isinstance(result.exception(), ResultCancelledError)
+
+
+@on_asyncio
+@pytest.mark.parametrize("buffer", [0, 10])
+async def test_cancelling_the_asyncio_task_of_a_job_that_waits_for_its_retry(buffer: int) -> None:
+    """It is that job's end, whether it waits aside or with its worker; the group goes on."""
+    async with WorkerGroup(fail, workers=1, buffer=buffer, retry=Retry(2, delay=10, jitter=0)) as group:
+        result = group.submit_nowait(1)
+        await wait_all_tasks_blocked()
+        own = [task for task in asyncio.all_tasks() if "fail" in task.get_name()]
+        for task in own:
+            task.cancel()
+        await wait_all_tasks_blocked()
+        assert isinstance(result.exception(), ResultCancelledError)
+        other = group.submit_nowait(2)
+        await wait_all_tasks_blocked()
+    assert isinstance(other.exception(), ValueError)
+    assert group.statistics().cancelled == 1
+    assert group.leftover == ()
+    assert accounted(group, [result, other])
+
+
+@on_asyncio
+@pytest.mark.parametrize("kind", [WorkerGroup, Group])
+async def test_a_group_of_which_a_task_never_began_says_so(kind: Any) -> None:
+    """Asyncio doesn't even start it, and the group would end without a word."""
+
+    async def begin(group: Any) -> None:
+        if kind is Group:
+            group.go(anyio.sleep, 0)
+        else:
+            group.submit_nowait(0)
+        [task] = [task for task in asyncio.all_tasks() if "sleep" in task.get_name()]
+        task.cancel()
+        await anyio.sleep(1)
+
+    message = whole("a task of this group was cancelled before it began, which ends the group")
+    with warnings.catch_warnings():
+        # Python tells of coroutines that never began.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(RuntimeError, match=message):
+            async with kind(*[anyio.sleep] * (kind is WorkerGroup)) as group:
+                await begin(group)
+        gc.collect()
+
+
+@pytest.mark.parametrize("timeout", [None, 1e6])
+@pytest.mark.parametrize("requests", [1, 3])
+def test_no_more_threads_than_workers_after_a_task_was_cancelled(timeout: float | None, requests: int) -> None:
+    """Asyncio's own cancellation comes at once, and the thread goes on: its worker waits for it."""
+    gates = [threading.Event() for _ in range(3)]
+    begun = threading.Semaphore(0)
+    running = most = 0
+    lock = threading.Lock()
+
+    def handle(job: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        begun.release()
+        gates[job].wait(30)
+        with lock:
+            running -= 1
+        return job
+
+    async def main() -> None:
+        async with WorkerGroup(handle, workers=1, timeout=timeout) as group:
+            results = [group.submit_nowait(job) for job in range(3)]
+            await anyio.to_thread.run_sync(begun.acquire)
+            [task] = [task for task in asyncio.all_tasks() if "handle" in task.get_name()]
+            for _ in range(requests):
+                task.cancel()
+                await asyncio.sleep(0.01)
+            assert not results[0].done
+            for gate in gates:
+                gate.set()
+            assert await results[1] == 1
+            assert isinstance(results[0].exception(), ResultCancelledError)
+        assert accounted(group, results)
+
+    asyncio.run(main())
+    assert most == 1
+
+
+async def test_regression_a_retry_that_keeps_its_worker_waits_for_its_turn_after_a_resize() -> None:
+    """Never more handlers run than the group is for."""
+    running = most = 0
+
+    async def handle(job: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        try:
+            await anyio.sleep(2)
+            if job < 2 and results[job].attempts == 1:
+                await fail(job)
+        finally:
+            running -= 1
+        return job
+
+    async with WorkerGroup(handle, workers=2, buffer=0, retry=Retry(2, delay=1, jitter=0)) as group:
+        results = [await group.submit(job) for job in range(2)]
+        await anyio.sleep(2.5)
+        group.resize(1)
+        most = 0
+        results.append(await group.submit(2))
+    assert most == 1
+    assert [await result for result in results] == [0, 1, 2]
+    assert accounted(group, results)
+
+
+async def test_regression_a_map_that_is_closed_while_a_result_comes() -> None:
+    """What came is given, and nothing more."""
+
+    async def handle(job: int) -> int:
+        if job == 1:
+            await results.aclose()
+        return job
+
+    async with WorkerGroup(handle, workers=1) as group:
+        results = group.map(range(3))
+        seen = [value async for value in results]
+    assert seen in ([0], [])
+    assert at_rest(group)
+
+
+async def test_a_map_is_closed_where_it_belongs() -> None:
+    """Elsewhere it is refused, and goes on."""
+
+    async def close() -> None:
+        await results.aclose()
+
+    async def handle(job: int) -> int:
+        return job
+
+    message = whole("this WorkerGroup belongs to another event loop; use it there, as with anyio.from_thread.run")
+    async with WorkerGroup(handle, workers=1) as group:
+        results = group.map(range(3))
+        assert await anext(results) == 0
+        with pytest.raises(RuntimeError, match=message):
+            await anyio.to_thread.run_sync(anyio.run, close)
+        assert [value async for value in results] == [1, 2]
+
+
+async def test_dead_letters_of_another_event_loop_fail_the_job_only(caplog: pytest.LogCaptureFixture) -> None:
+    """The log tells why they did not get it."""
+    letters = Channel[DeadLetter[int]](1)
+
+    async def wait_there() -> None:
+        with anyio.move_on_after(0):
+            await letters.receive()
+        begun.set()
+        await anyio.to_thread.run_sync(over.wait)
+
+    begun, over = threading.Event(), threading.Event()
+    elsewhere = threading.Thread(target=anyio.run, args=[wait_there])
+    elsewhere.start()
+    await anyio.to_thread.run_sync(begun.wait)
+    async with WorkerGroup(fail, dead_letters=letters) as group:
+        result = group.submit_nowait(1)
+        with pytest.raises(ValueError, match=whole("job 1")):
+            await result
+    over.set()
+    await anyio.to_thread.run_sync(elsewhere.join)
+    assert at_rest(group)
+    [record] = caplog.records
+    assert record.message.startswith("job 1 could not be sent to the dead letters: channel at ")
+
+
+@on_asyncio
+async def test_cancelling_the_asyncio_task_of_a_message_gives_it_back(caplog: pytest.LogCaptureFixture) -> None:
+    """And the consumer goes on."""
+    handled: list[tuple[bytes, int]] = []
+
+    async def handle(message: Message) -> None:
+        handled.append((message.body, message.attempt))
+        if message.attempt == 1 and message.body == b"1":
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        await anyio.sleep(1)
+
+    async with connect("memory://") as bus, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(bus.consume, "topic", handle, group="group"))
+        await wait_all_tasks_blocked()
+        for body in b"1", b"2":
+            await bus.publish("topic", body)
+        await anyio.sleep(10)
+        tasks.cancel_scope.cancel()
+    assert sorted(handled) == [(b"1", 1), (b"1", 2), (b"2", 1)]
+    assert "was cancelled, and the message comes again" in caplog.text
+
+
+@on_asyncio
+async def test_cancelling_the_asyncio_task_of_a_run_puts_it_back() -> None:
+    """And the service goes on."""
+    begun: list[int] = []
+
+    async def work(number: int) -> int:
+        begun.append(number)
+        if begun == [1]:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        await anyio.sleep(1)
+        return number
+
+    service = TaskService(workers=1)
+    service.task(work)
+    async with service:
+        ids = [await service.submit("work", number=number) for number in (1, 2)]
+        with anyio.fail_after(100):
+            assert [await service.result(task_id) for task_id in ids] == [1, 2]
+    assert sorted(begun) == [1, 1, 2]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from functools import partial
 from inspect import isasyncgen, isasyncgenfunction, isawaitable, iscoroutinefunction, isgenerator, isgeneratorfunction
-from types import CoroutineType, coroutine
+from types import CoroutineType, TracebackType, coroutine
 from typing import Any, TypeVar, cast
 
 from anyio import CapacityLimiter, get_cancelled_exc_class, move_on_after
@@ -15,7 +15,16 @@ from chanflow._check import show, show_error
 from chanflow._offload import run_in_thread
 from chanflow._park import Home, running_home
 
-__all__ = ["Attempt", "check_handler", "enter", "failure_of", "failure_of_handler", "follow", "is_async"]
+__all__ = [
+    "Attempt",
+    "check_handler",
+    "enter",
+    "failure_of",
+    "failure_of_handler",
+    "follow",
+    "is_async",
+    "traceback_of",
+]
 
 T = TypeVar("T")
 
@@ -83,15 +92,24 @@ def failure_of_handler(error: BaseException, home: Home) -> Exception | None:
     return substitute(f"the task raised {show_error(failure)}", failure)
 
 
+# Not by way of the class, which may be frozen or have such an attribute of its own.
+traceback_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
+
+
 def leave_frames(error: BaseException) -> None:
     """Take the library's own frames off the head of an error's traceback.
 
-    They say nothing to a reader, and would make a cycle of the error and the result that keeps it.
+    They say nothing to a reader, and would make a cycle of the error and the result that keeps it. The innermost one
+    stays in any case.
     """
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_globals.get("__name__", "").startswith("chanflow._"):
+    traceback = traceback_of(error)
+    while (
+        traceback is not None
+        and traceback.tb_next is not None
+        and traceback.tb_frame.f_globals.get("__name__", "").startswith("chanflow._")
+    ):
         traceback = traceback.tb_next
-    error.__traceback__ = traceback
+    BaseException.with_traceback(error, traceback)
 
 
 def substitute(message: str, cause: BaseException) -> RuntimeError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
-from chanflow._check import check_count, check_seconds
+from chanflow._check import check_count, check_seconds, show
 from chanflow._park import NOWHERE, TIMED_OUT, Home, Waiter
 from chanflow._room import Outcome
 from chanflow._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
@@ -79,7 +79,7 @@ class Side:
 
     def __repr__(self) -> str:
         state = self._state
-        named = "" if state.name is None else f" {state.name!r}"
+        named = "" if state.name is None else f" {show(state.name)}"
         closed = " closed" if state.closed else " broken" if state.broken else ""
         return f"<{type(self).__name__}{named} {len(self)}/{state.capacity}{closed} at {id(self):#x}>"
 

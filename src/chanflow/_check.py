@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import partial
 from reprlib import Repr
 
-__all__ = ["check_count", "check_seconds", "message_of", "name_of", "show", "show_error"]
+__all__ = ["check_count", "check_number", "check_seconds", "message_of", "name_of", "show", "show_error"]
 
 
 class Shown(Repr):
@@ -62,11 +63,20 @@ def check_count(argument: str, value: object, least: int, *, infinite: bool = Fa
         raise ValueError(msg)
 
 
-def check_seconds(argument: str, value: object, *, positive: bool = False) -> None:
-    """Refuse what is not a duration, naming the argument, the rule and the value."""
+def check_number(argument: str, value: object) -> float:
+    """Refuse what is no number, or too large for a float, and give it."""
     if not isinstance(value, (int, float)):
         msg = f"{argument} must be a number, got {show(value)}"
         raise TypeError(msg)
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        msg = f"{argument} must be a number that fits a float, got {show(value)}"
+        raise ValueError(msg)
+    return value
+
+
+def check_seconds(argument: str, value: object, *, positive: bool = False) -> None:
+    """Refuse what is not a duration, naming the argument, the rule and the value."""
+    value = check_number(argument, value)
     if not (value > 0 if positive else value >= 0):
         msg = f"{argument} must be {'>' if positive else '>='} 0, got {show(value)}"
         raise ValueError(msg)

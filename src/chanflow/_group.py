@@ -15,7 +15,7 @@ import anyio
 from anyio import BrokenResourceError, WouldBlock
 from anyio.abc import TaskGroup
 
-from chanflow._attempt import failure_of
+from chanflow._attempt import failure_of, traceback_of
 from chanflow._channel import Channel
 from chanflow._check import check_count, name_of, show
 from chanflow._park import Home, Waiter, current_home, give_up
@@ -40,7 +40,7 @@ class Failure:
 
     def __init__(self, error: BaseException, label: object) -> None:
         self.error = error
-        self._traceback = error.__traceback__
+        self._traceback = traceback_of(error)
         self._label = label
         self._seen = False
 
@@ -48,7 +48,7 @@ class Failure:
         """Give the error to somebody."""
         self._seen = True
         # Raising adds to the traceback, so that each one who waits would see the frames of all before.
-        return self.error.with_traceback(self._traceback)
+        return BaseException.with_traceback(self.error, self._traceback)
 
     def report(self) -> None:
         """Log the error unless somebody has looked at it."""
@@ -79,6 +79,9 @@ class Callback:
 
 
 PENDING: Any = object()
+
+NEVER_BEGAN = "a task of this group was cancelled before it began, which ends the group"
+"""asyncio doesn't even start it, and the task group beneath ends without a word."""
 
 
 class Result(Generic[T_co]):
@@ -456,7 +459,7 @@ class Group:
     ) -> bool | None:
         assert self._tasks is not None
         try:
-            return await self._tasks.__aexit__(exc_type, exc, tb)
+            swallowed = await self._tasks.__aexit__(exc_type, exc, tb)
         except BaseExceptionGroup as group:
             # A block that awaits the result of a task that fails raises the very error that the task raises.
             errors = {id(error): error for error in group.exceptions}
@@ -464,8 +467,11 @@ class Group:
                 raise group.derive(list(errors.values())) from None
             finally:
                 del errors
+        else:
+            if self._running:
+                raise RuntimeError(NEVER_BEGAN)
+            return swallowed
         finally:
-            # asyncio never starts a task that is cancelled before it has begun.
             for result in (*self._running, *(job[0] for _context, job in self._waiting)):
                 result._end_cancelled()
             self._home = None

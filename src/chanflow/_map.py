@@ -15,6 +15,7 @@ from anyio import ClosedResourceError
 from chanflow._attempt import failure_of_handler
 from chanflow._channel import Channel
 from chanflow._group import Result
+from chanflow._park import running_home
 
 if TYPE_CHECKING:
     from chanflow._workers import WorkerGroup
@@ -63,9 +64,10 @@ class Feed(Generic[Job, R]):
             failure = failure_of_handler(error, home)
             if failure is None:
                 # The group is being cancelled, maybe before it stops.
-                self.refuse()
                 if not home.uncancel(error):
+                    self.refuse()
                     raise
+                self.refuse("the task that submits the jobs of this map was cancelled")
             else:
                 # The iterating task raises it.
                 self.error = failure
@@ -109,9 +111,9 @@ class Feed(Generic[Job, R]):
         if not self._coming:
             self.results.close()
 
-    def refuse(self) -> None:
-        """Submit no more, since the group has stopped."""
-        self.error = self.error or ClosedResourceError("the worker group is shutting down")
+    def refuse(self, reason: str = "the worker group is shutting down") -> None:
+        """Submit no more."""
+        self.error = self.error or ClosedResourceError(reason)
         self._scope.cancel()
 
     def drop(self) -> None:
@@ -147,6 +149,7 @@ class Mapping(AsyncIterator[R]):
     async def __anext__(self) -> R:
         feed = self._feed
         if feed.stopped:
+            await running_home().operate()
             raise StopAsyncIteration
         if not feed.started:
             feed.start()
@@ -154,7 +157,8 @@ class Mapping(AsyncIterator[R]):
             # Unlike `receive`, this takes no error of a job for the end.
             async for result in feed.results:
                 value = await result
-                feed.unfinished.remove(result)
+                # It may have been stopped meanwhile.
+                feed.unfinished.discard(result)
                 feed.window.receive_nowait()
                 return value
         except BaseException:
@@ -172,9 +176,13 @@ class Mapping(AsyncIterator[R]):
     async def aclose(self) -> None:
         """End the iteration: submit no more, and cancel the jobs that are not finished.
 
+        Raises:
+            RuntimeError: the group belongs to another event loop.
+
         Cancellation:
             Not a checkpoint: it always ends.
         """
+        self._feed._group._check_here()
         self._feed.stop()
 
     def __del__(self) -> None:

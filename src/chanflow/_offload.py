@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import anyio
@@ -38,16 +40,18 @@ async def run_in_thread(
     Cancellation:
         Waits for the thread first: a running thread can't be stopped.
     """
-
-    def call() -> list[T]:
-        # In a list, because trio refuses a coroutine in words that say nothing of the handler.
-        return [fn()]
-
+    thread = Thread(fn)
     if timeout is None:
-        return (await to_thread.run_sync(call, limiter=limiter))[0]
+        value, failed = await thread.run(limiter)
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            # An error must not refer to itself through its traceback.
+            failed = None
+        return cast("T", value)
     late: list[TimeoutError] = []
-    value: Any = None
-    failed: BaseException | None = None
+    value = failed = None
 
     async def watch() -> None:
         await anyio.sleep(timeout)
@@ -60,7 +64,7 @@ async def run_in_thread(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             try:
-                [value] = await to_thread.run_sync(call, limiter=limiter)
+                value, failed = await thread.run(limiter)
             except BaseException as error:  # noqa: BLE001 -- raised below: the task group would wrap it
                 failed = error
             tasks.cancel_scope.cancel()
@@ -73,7 +77,47 @@ async def run_in_thread(
         if failed is not None:
             raise failed
     finally:
-        # An error must not refer to itself through its traceback, nor to whom `expired` tells.
+        # As above; nor must it refer to whom `expired` tells.
         late.clear()
         failed = expired = None
     return cast("T", value)
+
+
+class Thread:
+    """A call in a thread, which is waited for whatever happens."""
+
+    def __init__(self, fn: Callable[[], Any]) -> None:
+        self._fn = fn
+        self._home = running_home()
+        self._lock = threading.Lock()
+        self._running = False
+        # Set when it is over; made by who waits for that.
+        self._over: anyio.Event | None = None
+
+    def _call(self) -> tuple[Any, BaseException | None]:
+        self._running = True
+        try:
+            # In a tuple, because trio refuses a coroutine in words that say nothing of the handler, and because a
+            # future that raises makes a cycle of its error and itself.
+            return self._fn(), None
+        except BaseException as error:  # noqa: BLE001 -- raised by who waits
+            return None, error
+        finally:
+            with self._lock:
+                self._running = False
+                if self._over is not None:
+                    self._home.call_soon(self._over.set)
+
+    async def run(self, limiter: CapacityLimiter) -> tuple[Any, BaseException | None]:
+        """Give what the call returned and raised."""
+        try:
+            return await to_thread.run_sync(self._call, limiter=limiter)
+        except BaseException:
+            # asyncio's own cancellation comes at once, and would leave the thread behind.
+            with self._lock:
+                if self._running:
+                    self._over = anyio.Event()
+            while self._over is not None and not self._over.is_set():
+                with suppress(anyio.get_cancelled_exc_class()), anyio.CancelScope(shield=True):
+                    await self._over.wait()
+            raise

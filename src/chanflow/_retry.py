@@ -8,8 +8,9 @@ from random import Random
 
 from attrs import field, frozen
 
-from chanflow._attempt import is_async
-from chanflow._check import check_count, check_seconds, show
+from chanflow._attempt import failure_of_handler, is_async
+from chanflow._check import check_count, check_number, check_seconds, show
+from chanflow._park import running_home
 
 __all__ = ["Retry", "judge"]
 
@@ -53,15 +54,17 @@ class Retry:
         check_count("attempts", self.attempts, 1)
         check_seconds("delay", self.delay)
         check_seconds("max_delay", self.max_delay)
+        for argument in "factor", "jitter":
+            check_number(argument, getattr(self, argument))
         if not self.factor >= 1:
-            msg = f"factor must be >= 1, got {self.factor}"
+            msg = f"factor must be >= 1, got {show(self.factor)}"
             raise ValueError(msg)
         kinds = self.on if isinstance(self.on, tuple) else (self.on,)
         if is_async(self.on) if callable(self.on) else not all(isinstance(kind, type) for kind in kinds):
             msg = f"on must be an error class, a tuple of them or a function that is not async, got {show(self.on)}"
             raise TypeError(msg)
         if not 0 <= self.jitter <= 1:
-            msg = f"jitter must be from 0 to 1, got {self.jitter}"
+            msg = f"jitter must be from 0 to 1, got {show(self.jitter)}"
             raise ValueError(msg)
 
     def wants(self, error: Exception, attempts: int) -> bool:
@@ -104,5 +107,9 @@ def judge(retry: Retry, error: Exception, attempts: int) -> tuple[bool, Exceptio
     """
     try:
         return retry.wants(error, attempts), error
-    except Exception as broken:  # noqa: BLE001 -- it is as bad as the handler's
-        return False, broken
+    except BaseException as broken:
+        # It is as bad as the handler's.
+        failure = failure_of_handler(broken, running_home())
+        if failure is None:
+            raise
+        return False, failure

@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, NamedTuple, Never, Protocol, Self, Typ
 from anyio import EndOfStream, WouldBlock
 
 from chanflow._channel import Channel, ReceiveChannel, SendChannel
-from chanflow._check import show
+from chanflow._check import check_number, show
 from chanflow._park import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current_home, recent
 from chanflow._room import Outcome, WaitingRoom
 from chanflow._state import NOTHING, SENT, Answer, ChannelState
@@ -118,7 +118,7 @@ class Send(Generic[T_contra]):
         self.item: T_contra = item
 
     def __repr__(self) -> str:
-        return f"Send(channel={self.channel!r}, item={self.item!r})"
+        return f"Send(channel={self.channel!r}, item={show(self.item)})"
 
     def _ready(self, home: Home) -> bool:
         state = self.channel._open
@@ -159,11 +159,9 @@ class Timer:
     __slots__ = ("_due", "_home")
 
     def __init__(self, argument: str, seconds: float, rule: str, valid: Callable[[float], bool]) -> None:
-        if not isinstance(seconds, int | float):
-            msg = f"{argument} must be a number, got {show(seconds)}"
-            raise TypeError(msg)
+        check_number(argument, seconds)
         if not valid(seconds):
-            msg = f"{argument} must be {rule}, got {seconds}"
+            msg = f"{argument} must be {rule}, got {show(seconds)}"
             raise ValueError(msg)
         home = current_home()
         if home is None:
@@ -526,9 +524,17 @@ async def arrive(cases: Cases) -> Home:
         msg = "select was used outside of asyncio and trio"
         raise RuntimeError(msg)
     check_cases(cases)
-    if not home.turns_left() and any(case is not None and case._ready(home) for case in cases):
+    if not home.turns_left() and any(case is not None and is_ready(case, home) for case in cases):
         await home.checkpoint()
     return home
+
+
+def is_ready(case: Selectable[Any], home: Home) -> bool:
+    """Tell whether a case can happen now, or is refused."""
+    try:
+        return case._ready(home)
+    except Exception:  # noqa: BLE001 -- the attempt raises it
+        return True
 
 
 def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Happened | None:

@@ -25,10 +25,10 @@ from anyio.abc import TaskGroup
 from chanflow._attempt import Attempt, check_handler, enter, failure_of_handler, follow, is_async
 from chanflow._channel import Channel, SendChannel
 from chanflow._check import check_count, check_seconds, name_of, show
-from chanflow._group import PENDING, Failure, Result
+from chanflow._group import NEVER_BEGAN, PENDING, Failure, Result
 from chanflow._map import Feed, Mapping
 from chanflow._offload import Offload
-from chanflow._park import Home, current_home, give_up
+from chanflow._park import Home, current_home, give_up, running_home
 from chanflow._retry import Retry, judge
 from chanflow._room import WaitingRoom
 
@@ -228,6 +228,8 @@ class WorkerGroup(Generic[Job, R]):
         # Workers that hold a job but have to wait, because the group was made smaller.
         self._turns: WaitingRoom[tuple[Any, None]] = WaitingRoom()
         self._delayed: dict[JobResult[R], anyio.CancelScope] = {}
+        # Handlers that wait to submit to this group, and some that were just let in.
+        self._waiting_handlers = 0
         self._feeds: set[Feed[Job, R]] = set()
         self._failures: WeakSet[Failure] = WeakSet()
         self._closing = False
@@ -273,16 +275,21 @@ class WorkerGroup(Generic[Job, R]):
             # group's own, when a handler raised a KeyboardInterrupt, say.
             cancelled = isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup)
             if error is not None and cancelled and not isinstance(error, Exception):
-                return await self._tasks.__aexit__(type(error), error, error.__traceback__)
+                swallowed = await self._tasks.__aexit__(type(error), error, error.__traceback__)
+                if self._workers or self._delayed:
+                    raise RuntimeError(NEVER_BEGAN)
+                return swallowed
             try:
                 await self._tasks.__aexit__(None, None, None)
             except anyio.get_cancelled_exc_class():
                 # The error goes on, and a cancellation that came while it waited must not take its place.
                 if error is None:
                     raise
+            if error is None and (self._workers or self._delayed):
+                raise RuntimeError(NEVER_BEGAN)
             return None
         finally:
-            # asyncio never starts a task that is cancelled before it has begun; what it had is left over, too.
+            # What had a task that never began is left over, too.
             for worker in list(self._workers):
                 self._put_down(worker)
             for result in self._delayed:
@@ -319,7 +326,11 @@ class WorkerGroup(Generic[Job, R]):
         """
         home = self._home
         if home is None or self._closing or next(home.turns, None) is not home.loop:
-            home = self._check_open()
+            try:
+                home = self._check_open()
+            except ClosedResourceError:
+                await running_home().operate()
+                raise
             if not home.turns_left() and self._has_room():
                 await home.checkpoint()
                 self._check_open()
@@ -339,6 +350,7 @@ class WorkerGroup(Generic[Job, R]):
             finally:
                 if worker is not None:
                     worker.blocked = None
+                    self._waiting_handlers -= 1
         return result
 
     def submit_nowait(self, job: Job) -> Result[R]:
@@ -440,9 +452,11 @@ class WorkerGroup(Generic[Job, R]):
         worker = self._caller()
         if worker is None:
             return None
-        if self._blocked() >= len(self._workers) - 1 >= self._limit - 1:
+        others = len(self._workers) - 1
+        if self._waiting_handlers >= others >= self._limit - 1 and self._blocked() >= others:
             raise RuntimeError(DEADLOCK)
         worker.blocked = result
+        self._waiting_handlers += 1
         return worker
 
     def _blocked(self) -> int:
@@ -452,7 +466,9 @@ class WorkerGroup(Generic[Job, R]):
 
     def _break_deadlock(self) -> None:
         """Refuse one handler its submission, when now that a worker has left all others wait for room."""
-        if not self._workers or self._stopping or self._blocked() < max(len(self._workers), self._limit):
+        most = max(len(self._workers), self._limit)
+        # The count comes first, since looking at each takes long where there are many.
+        if not self._workers or self._stopping or self._waiting_handlers < most or self._blocked() < most:
             return
         worker = next(iter(self._workers))
         worker.deadlocked = True
@@ -503,9 +519,11 @@ class WorkerGroup(Generic[Job, R]):
                 except EndOfStream:
                     """The group was stopped or made smaller."""
                 except BaseException as error:
-                    # Somebody may have cancelled the worker's asyncio task between two jobs: it goes on.
+                    # Somebody may have cancelled the worker's asyncio task between two attempts: it goes on.
                     if self._home is None or not self._home.uncancel(error):
                         raise
+                    if worker.result is not None:
+                        worker.result.cancelling = True
                 self._put_down(worker)
                 if not worker.retired:
                     worker.spent = False
@@ -528,7 +546,7 @@ class WorkerGroup(Generic[Job, R]):
         """Tell whether a worker is to go on: with the job that it has, or with others."""
         return worker.result is not None or len(self._workers) <= self._limit
 
-    async def _serve(self, worker: Worker) -> None:
+    async def _serve(self, worker: Worker) -> None:  # noqa: C901 -- one frame less for each job is worth it
         """Handle one job after another, while this worker is wanted and its scope is not spent."""
         queue, home = self._queue._state, self._home
         assert home is not None
@@ -556,6 +574,10 @@ class WorkerGroup(Generic[Job, R]):
             worker.running = True
             # A task that was woken may find its job cancelled, or the group stopped, meanwhile.
             while not (worker.spent or result.done):
+                if self._busy > self._limit:
+                    # The group was made smaller while this one kept its job for another attempt.
+                    await self._wait_again(worker)
+                    continue
                 result._attempts += 1
                 try:
                     # Each attempt begins with what was there when the job was submitted.
@@ -564,9 +586,9 @@ class WorkerGroup(Generic[Job, R]):
                     if self._attempt is None:
                         value = await self._handler(result.job)
                     else:
-                        value = await self._attempt.run(
-                            partial(self._handler, result.job), partial(self._expire, result)
-                        )
+                        # Only a thread goes on after its time; else the error would refer to its result.
+                        expired = partial(self._expire, result) if self._sync else None
+                        value = await self._attempt.run(partial(self._handler, result.job), expired)
                 except BaseException as error:
                     # Judged there: a name here for what it failed with would be in its own traceback.
                     if not await self._settle(result, error):
@@ -579,6 +601,17 @@ class WorkerGroup(Generic[Job, R]):
                     del value
                     break
             self._put_down(worker)
+
+    async def _wait_again(self, worker: Worker) -> None:
+        """Let others run until it is this worker's turn again, which keeps its job."""
+        result = worker.result
+        assert result is not None
+        worker.running = False
+        self._busy -= 1
+        while self._busy >= self._limit and not result.done:
+            await self._wait_turn()
+        worker.running = True
+        self._busy += 1
 
     async def _wait_turn(self) -> None:
         """Wait, with a job in hand, until fewer handlers run; after the group was made smaller."""
@@ -676,8 +709,8 @@ class WorkerGroup(Generic[Job, R]):
             try:
                 await self._dead_letters.send(DeadLetter(cast("Job", result.job), error, result._attempts))
                 sent = True
-            except (BrokenResourceError, ClosedResourceError) as refusal:
-                # The failure itself will be logged as any other.
+            except (BrokenResourceError, ClosedResourceError, RuntimeError) as refusal:
+                # It is closed, or belongs to another event loop. The failure itself will be logged as any other.
                 logger.warning("job %s could not be sent to the dead letters: %s", show(result.job), refusal)
         self._fail(result, error)
         if sent:
@@ -699,6 +732,11 @@ class WorkerGroup(Generic[Job, R]):
                 taken = True
         except ClosedResourceError:
             """The group was stopped."""
+        except BaseException as error:
+            if self._home is None or not self._home.uncancel(error):
+                raise
+            # Whoever cancelled this asyncio task meant the job.
+            self._end_cancelled(result)
         finally:
             # Once it was taken, it may have failed and be delayed again.
             if self._delayed.get(result) is scope:

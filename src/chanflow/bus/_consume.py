@@ -10,6 +10,7 @@ from anyio import create_task_group
 
 from chanflow._attempt import Attempt
 from chanflow._check import show_error
+from chanflow._park import running_home
 from chanflow._retry import Retry, judge
 from chanflow._storage import StorageError
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
@@ -48,6 +49,13 @@ async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
             await attempt(message)
         except Exception as error:  # noqa: BLE001 -- whatever it is, it is this message's
             await settle_failure(message, error, retry)
+        except BaseException as error:
+            if not running_home().uncancel(error):
+                raise
+            # Whoever cancelled this asyncio task meant the message: the others go on.
+            logger.warning("the handler of %r was cancelled, and the message comes again", message)
+            if not message.settled:
+                await message.nack()
         else:
             if not message.settled:
                 await message.ack()

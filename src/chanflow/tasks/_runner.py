@@ -196,22 +196,28 @@ class Runner:
 
     async def _run_waiting(self) -> None:
         """Run what was taken, one after the other, until stopped."""
-        while True:
-            if not self._waiting:
-                if self.stopped:
-                    return
-                await self._news.wait(self._home)
-                self._waking = False
-                continue
-            run = self._waiting.popleft()
-            if self._waiting:
-                self._wake()
+        while not self.stopped or self._waiting:
             try:
-                await self._run(run)
-            finally:
-                self._runs.discard(run)
-                self._freed.send()
-            await self._home.operate()
+                await self._run_next()
+            except BaseException as error:
+                # Whoever cancelled this asyncio task meant the run, which was put back: the worker goes on.
+                if not self._home.uncancel(error):
+                    raise
+
+    async def _run_next(self) -> None:
+        if not self._waiting:
+            await self._news.wait(self._home)
+            self._waking = False
+            return
+        run = self._waiting.popleft()
+        if self._waiting:
+            self._wake()
+        try:
+            await self._run(run)
+        finally:
+            self._runs.discard(run)
+            self._freed.send()
+        await self._home.operate()
 
     # A run
 
