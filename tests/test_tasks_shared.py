@@ -202,6 +202,7 @@ class TestFile(Real):
     ) -> None:
         """The bell begins again, and whoever listens is told that some news may have been missed."""
         monkeypatch.setattr(bell_module, "AGAIN", 0.01)
+        monkeypatch.setattr(bell_module, "LOOK_INTERVAL", 0.0)
         path = tmp_path / "tasks.db"
         store, other = SqliteStore(path), SqliteStore(another_way(path))
         await store.open()
