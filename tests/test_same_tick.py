@@ -14,9 +14,9 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from anyio import CancelScope, WouldBlock, wait_all_tasks_blocked
+from anyio import CancelScope, ClosedResourceError, EndOfStream, WouldBlock, wait_all_tasks_blocked
 
-from chanflow import Channel
+from chanflow import Channel, Send, select
 from tests.conftest import at_rest
 from tests.virtual_time import VirtualTimeLoop
 
@@ -419,3 +419,32 @@ async def test_cancelled_batch_passes_on_what_it_collected() -> None:
         scope.cancel()
     assert sorted(received) == [1, 2]
     assert at_rest(channel)
+
+
+@pytest.mark.anyio
+async def test_regression_nothing_is_sent_after_close_to_those_who_wait_on() -> None:
+    """Task 1 was handed an item, which may come back to task 2; the channel is closed before either has run."""
+    channel = Channel[int]()
+    received: list[int | None] = []
+
+    async def receive() -> None:
+        try:
+            received.append(await channel.receive())
+        except EndOfStream:
+            received.append(None)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(receive)
+        await anyio.wait_all_tasks_blocked()
+        channel.send_nowait(1)
+        channel.close()
+        with pytest.raises(ClosedResourceError):
+            channel.send_nowait(2)
+        with pytest.raises(ClosedResourceError):
+            await channel.send(3)
+        with pytest.raises(ClosedResourceError):
+            await channel.send_many([4])
+        with pytest.raises(ClosedResourceError):
+            await select(Send(channel, 5))
+    assert sorted(received, key=str) == [1, None]

@@ -16,6 +16,7 @@ import anyio.lowlevel
 import pytest
 from anyio import connect_unix, create_task_group, create_unix_listener, fail_after, sleep
 from anyio.abc import ByteStream
+from coredis.tokens import PureToken
 
 from chanflow.bus import StorageError
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
@@ -208,6 +209,34 @@ async def test_a_claim_that_is_repeated_too_late() -> None:
         assert len((await begin(worker="a", now=NOW, lease_until=NOW + 1)).records) == 1
         assert len((await begin(worker="b", now=NOW + 1, lease_until=NOW + 2)).records) == 1
         assert (await begin(worker="a", now=NOW, lease_until=NOW + 1)).records == []
+
+
+async def test_a_subscription_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The news go on at once, however often, and whoever listens is told that some may have been missed."""
+    monkeypatch.setattr(redis_module, "AGAIN", 0.01)
+    monkeypatch.setattr(redis_module, "CLOCK_INTERVAL", 0.2)
+    heard: list[Any] = []
+
+    async def until(is_heard: Callable[[], bool]) -> None:
+        with fail_after(10.0):
+            while not is_heard():  # noqa: ASYNC110 -- nobody tells that it has been told
+                await sleep(0.01)
+
+    async with (
+        losing_answers() as (_proxy, _url, direct),
+        opened(direct) as store,
+        opened(direct) as other,
+        create_task_group() as tasks,
+    ):
+        await tasks.start(store.news, heard.append)
+        for number in range(6):
+            heard.clear()
+            await other._client.client_kill(type_=PureToken.PUBSUB)
+            await until(lambda: None in heard)
+            await other.create(task(number))
+            name = f"task {number}"
+            await until(lambda name=name: any(news is not None and news.id == name for news in heard))  # type: ignore[misc]
+        tasks.cancel_scope.cancel()
 
 
 async def test_news_that_can_be_heard_only_later(

@@ -115,7 +115,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
         """
         state = self._open
         home = state.home
-        receivers = state.receivers
+        receivers = state.takers
         if len(state.buffer) - state.reserved < state.room:
             if next(home.turns, None) is home.loop:
                 if receivers:
@@ -192,7 +192,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
         home = state.home
         if home is not NOWHERE and home.running() is not home.loop:
             state.check()
-        if len(state.buffer) - state.reserved < state.room and not state.receivers:
+        if len(state.buffer) - state.reserved < state.room and not state.takers:
             state.buffer.append(item)
             state.sent += 1
         elif not state.put(item):

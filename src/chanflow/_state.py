@@ -57,6 +57,7 @@ Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 OVERFLOWS: Final = ("block", "drop_newest", "drop_oldest")
 # So low that no room which threads made, and which was not accounted for yet, makes up for it.
 NO_ROOM: Final = -sys.maxsize
+NOBODY: Final[WaitingRoom[Any]] = WaitingRoom()
 BARE: Final = 2
 """The length of the entry of a receiver that has collected nothing yet."""
 
@@ -227,6 +228,7 @@ class ChannelState(Generic[T]):
         "senders",
         "sent",
         "special",
+        "takers",
     )
 
     buffer: Buffer[T]
@@ -241,6 +243,8 @@ class ChannelState(Generic[T]):
     reserved: int
     held: int
     receivers: WaitingRoom[tuple[Waiter, object] | tuple[Waiter, object, object]]
+    takers: WaitingRoom[tuple[Waiter, object] | tuple[Waiter, object, object]]
+    """The receivers, as senders see them: nobody once the channel is closed."""
     senders: WaitingRoom[tuple[Waiter, object, T]]
     passing: bool
     sent: int
@@ -280,7 +284,7 @@ class ChannelState(Generic[T]):
         self.held = 0
         # Each waits with the end it came through, a sender also with its item, and a receiver with a mark if it has
         # collected something.
-        self.receivers = WaitingRoom()
+        self.receivers = self.takers = WaitingRoom()
         self.senders = WaitingRoom()
         # Whether the receiver that is being woken gets the first item, passed on to it, and not the last.
         self.passing = False
@@ -368,7 +372,7 @@ class ChannelState(Generic[T]):
 
     def can_put(self) -> bool:
         """Tell whether `put` would accept an item, drop it or refuse it at once."""
-        if self.receivers.any_live() or len(self.buffer) - self.reserved < self.room:
+        if (self.takers and self.takers.any_live()) or len(self.buffer) - self.reserved < self.room:
             return True
         if self.ledger is not None:
             self.ledger.recall_room()
@@ -381,7 +385,7 @@ class ChannelState(Generic[T]):
             ClosedResourceError: the channel was closed.
             BrokenResourceError: every receiver is closed.
         """
-        receivers = self.receivers
+        receivers = self.takers
         while receivers:
             waiter = receivers.popleft()[0]
             if not waiter.done():
@@ -430,7 +434,7 @@ class ChannelState(Generic[T]):
         """Accept from the left what there is room or a receiver for."""
         while items:
             room = self.room - len(self.buffer) + self.reserved
-            if self.receivers or room <= 0:
+            if self.takers or room <= 0:
                 if not self.put(items[0]):
                     return
                 items.popleft()
@@ -624,6 +628,8 @@ class ChannelState(Generic[T]):
             self.ledger.recall_items()
         self.closed = self.special = True
         self.set_room(0)
+        # Those who wait on may get what comes back, and nothing new.
+        self.takers = NOBODY
         self.open_senders = 0
         self._raw_send.close()
         self.senders.dismiss(ClosedResourceError)
@@ -698,7 +704,7 @@ class ClosedEnd:
     # Of its own, since an operation that need not wait may be carried out nowhere.
     home = Nowhere()
     # Nothing is there, and nobody.
-    buffer = receivers = senders = ()
+    buffer = receivers = takers = senders = ()
     reserved = room = 0
     special = True
 

@@ -23,6 +23,7 @@ import msgspec
 from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
 from coredis import Redis
 from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
+from coredis.retry import NoRetryPolicy
 
 from chanflow._storage import StorageError
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
@@ -359,8 +360,11 @@ class RedisStore(Store):
         while True:
             try:
                 await self._listen(tell, listening)
-            except* (StorageError, RedisError, OSError) as error:
-                logger.warning("%s tells no news, which is tried again: %s", self._place, error.exceptions[0])
+            except* (StorageError, RedisError, OSError) as errors:
+                error: BaseException = errors
+                while isinstance(error, BaseExceptionGroup):
+                    error = error.exceptions[0]
+                logger.warning("%s tells no news, which is tried again: %s", self._place, error)
             listening.set()
             await sleep(AGAIN)
 
@@ -374,7 +378,10 @@ class RedisStore(Store):
 
     async def _listen(self, tell: Tell, listening: Event) -> None:
         channels = [f"{self._prefix}news", self._own_channel]
-        async with self._client.pubsub(channels=channels) as messages, self._listening():
+        # A lost connection ends the block. coredis would wait for longer each time before it connects again, and
+        # could not be left meanwhile.
+        pubsub = self._client.pubsub(channels=channels, retry_policy=NoRetryPolicy())
+        async with pubsub as messages, self._listening():
             # Where nothing comes for so long, not even our own, the connection is dead.
             while (message := await messages.get_message(timeout=2 * CLOCK_INTERVAL)) is not None:
                 data = message["data"]
