@@ -211,6 +211,8 @@ async def test_a_claim_that_is_repeated_too_late() -> None:
         assert (await begin(worker="a", now=NOW, lease_until=NOW + 1)).records == []
 
 
+# coredis leaves a stream of a lost connection open.
+@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
 async def test_a_subscription_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The news go on at once, however often, and whoever listens is told that some may have been missed."""
     monkeypatch.setattr(redis_module, "AGAIN", 0.01)
