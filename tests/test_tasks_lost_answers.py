@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -212,7 +213,9 @@ async def test_a_claim_that_is_repeated_too_late() -> None:
 
 
 # coredis leaves a stream of a lost connection open.
-@pytest.mark.filterwarnings("ignore:Unclosed <MemoryObject:ResourceWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"
+)
 async def test_a_subscription_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The news go on at once, however often, and whoever listens is told that some may have been missed."""
     monkeypatch.setattr(redis_module, "AGAIN", 0.01)
@@ -239,6 +242,7 @@ async def test_a_subscription_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> N
             name = f"task {number}"
             await until(lambda name=name: any(news is not None and news.id == name for news in heard))  # type: ignore[misc]
         tasks.cancel_scope.cancel()
+    gc.collect()
 
 
 async def test_news_that_can_be_heard_only_later(
