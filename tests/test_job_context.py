@@ -232,30 +232,60 @@ def test_a_thread_may_not_shut_its_own_group_down(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_task_that_serves_a_thread_is_told_from_others(backend: str) -> None:
-    """Only for it a thread is known to wait."""
+    """Only for it a thread is known to wait, and for that the task that called it."""
     from chanflow._park import current_home  # noqa: PLC0415 -- next to what it is about
 
-    async def ask() -> bool:
+    async def ask(task_id: int) -> bool:
         home = current_home()
         assert home is not None
-        return home.serves_thread()
+        return home.serves(task_id)
 
     async def main() -> None:
-        assert not await ask()
+        own = anyio.get_current_task().id
+        answers = [await ask(own)]
+
+        async def child() -> None:
+            answers.append(await ask(own))
+            answers.append(await anyio.to_thread.run_sync(anyio.from_thread.run, ask, own))
+
         async with anyio.create_task_group() as tasks:
-            answers = []
-
-            async def child() -> None:
-                answers.append(await ask())
-
             tasks.start_soon(child)
         if backend == "asyncio":
-            answers.append(await asyncio.create_task(ask()))
+            answers.append(await asyncio.create_task(ask(own)))
         assert not any(answers)
         # On trio, that is the task that waits for the thread.
-        assert await anyio.to_thread.run_sync(anyio.from_thread.run, ask) == (backend == "asyncio")
+        assert await anyio.to_thread.run_sync(anyio.from_thread.run, ask, own) == (backend == "asyncio")
 
     anyio.run(main, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_the_thread_of_a_task_that_a_handler_started_may_wait_for_room(backend: str) -> None:
+    """Nobody knows whether the handler waits for it, and here it does not."""
+    results: list[int] = []
+
+    async def submit() -> None:
+        result: Any = await anyio.to_thread.run_sync(anyio.from_thread.run, workers[0].submit, 1)
+        results.append(await result)
+
+    async def handle(job: int) -> int:
+        if job == 0:
+            tasks[0].start_soon(submit)
+            await anyio.sleep(0.05)
+        return job
+
+    workers: list[WorkerGroup[int, int]] = []
+    tasks: list[Any] = []
+
+    async def main() -> None:
+        with anyio.fail_after(20):
+            async with WorkerGroup(handle, workers=1, buffer=0) as group, anyio.create_task_group() as outer:
+                workers.append(group)
+                tasks.append(outer)
+                assert await (await group.submit(0)) == 0
+
+    anyio.run(main, backend=backend)
+    assert results == [1]
 
 
 async def test_an_asynchronous_source_of_a_map_runs_there_too() -> None:

@@ -186,9 +186,10 @@ class Home(ABC):
         del exc
         return False
 
-    def serves_thread(self) -> bool:
-        """Tell whether the current task was made for a call of `anyio.from_thread.run`, for which a thread waits."""
+    def serves(self, task_id: int) -> bool:
+        """Tell whether the current task makes a call (`anyio.from_thread.run`) for a thread that a task waits for."""
         # trio makes such calls in the task that waits for the thread.
+        del task_id
         return False
 
     def on_end(self, callback: Callable[[], object]) -> Callable[[], None]:
@@ -326,11 +327,16 @@ class AsyncioHome(Home):
             """There may be several."""
         return True
 
-    def serves_thread(self) -> bool:
+    def serves(self, task_id: int) -> bool:
         task = self._asyncio.current_task()
         # Nothing but the name of its coroutine tells such a task from others.
         name: str = getattr(task and task.get_coro(), "__qualname__", "")
-        return name.startswith("AsyncIOBackend.run_async_from_thread.")
+        if not name.startswith("AsyncIOBackend.run_async_from_thread."):
+            return False
+        # It is in the cancel scope of the task that waits for the thread; where that can't be seen, it counts.
+        states: Any = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", {})
+        host = getattr(getattr(states.get(task), "cancel_scope", None), "_host_task", None)
+        return host is None or id(host) == task_id
 
 
 def time_out(waiter: Waiter) -> None:

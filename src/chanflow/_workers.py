@@ -404,7 +404,8 @@ class WorkerGroup(Generic[Job, R]):
         # Tasks that a handler started don't count: nobody knows whether the handler waits for them.
         if worker is None or self._home is None or not self._home.here():
             return None
-        return worker if worker.task == anyio.get_current_task().id or self._home.serves_thread() else None
+        assert worker.task is not None
+        return worker if worker.task == anyio.get_current_task().id or self._home.serves(worker.task) else None
 
     def _has_room(self) -> bool:
         """Tell whether a job would be taken in now."""
