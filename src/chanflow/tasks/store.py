@@ -16,7 +16,7 @@ from chanflow.tasks.record import TaskRecord, TaskStatus
 
 __all__ = ["Change", "Claimed", "Decoder", "News", "Store", "TaskStarted", "Tell", "news_of"]
 
-logger = logging.getLogger("chanflow.tasks")
+logger: logging.Logger = logging.getLogger("chanflow.tasks")
 
 MOST_UNREADABLE = 10_000
 """So many ids of records that can't be read are remembered."""

@@ -39,7 +39,7 @@ class Queue:
     def __init__(self) -> None:
         # By rank, each in the order in which its tasks became due.
         self.lines: dict[float, deque[Entry]] = defaultdict(deque)
-        self.running = 0
+        self.running: int = 0
 
 
 class MemoryStore(Store):

@@ -33,7 +33,7 @@ from chanflow.tasks.stores._scripts import DUE, FORGET, PAGE, SET_ASIDE, STEPS, 
 
 __all__ = ["RedisStore"]
 
-logger = logging.getLogger("chanflow.tasks")
+logger: logging.Logger = logging.getLogger("chanflow.tasks")
 
 MOST_REMEMBERED = 10_000
 LARGEST_REMEMBERED = 1000
@@ -52,7 +52,11 @@ Step: TypeAlias = tuple[str, Sequence[str | bytes | float]]
 
 PASSWORD = re.compile(r"//[^/]*@")
 
-digest = cache(lambda script: sha1(script.encode(), usedforsecurity=False).hexdigest())
+
+@cache
+def digest(script: str) -> str:
+    """Give the name by which the server knows a script."""
+    return sha1(script.encode(), usedforsecurity=False).hexdigest()
 
 
 class RedisStore(Store):
