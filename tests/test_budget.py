@@ -404,3 +404,21 @@ def test_a_closed_end_refuses_outside_of_event_loops_too() -> None:
     """There is no budget to take from."""
     with pytest.raises(ClosedResourceError):
         closed_sender().send(1).send(None)
+
+
+async def test_a_rendezvous_yields_when_the_budget_is_used_up() -> None:
+    """On either side, with somebody waiting on the other."""
+    home = current_home()
+    assert home is not None
+    channel = Channel[int]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(channel.send, 1)
+        await wait_all_tasks_blocked()
+        home.renew(0)
+        assert await channel.receive() == 1
+        assert home.turns_left() > 100
+        tasks.start_soon(channel.receive)
+        await wait_all_tasks_blocked()
+        home.renew(0)
+        await channel.send(2)
+        assert home.turns_left() > 100

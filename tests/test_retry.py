@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chanflow import Retry
+from chanflow._check import show
 from tests.conftest import whole
 
 
@@ -31,6 +32,7 @@ from tests.conftest import whole
         ({"factor": 0.9}, ValueError("factor must be >= 1, got 0.9")),
         ({"factor": math.nan}, ValueError("factor must be >= 1, got nan")),
         ({"delay": "1"}, TypeError("delay must be a number, got '1'")),
+        ({"delay": 10**400}, ValueError(f"delay must be a number that fits a float, got {show(10**400)}")),
         ({"on": "x"}, TypeError("on must be an error class, a tuple of them or a function that is not async, got 'x'")),
         (
             {"on": [OSError]},

@@ -448,3 +448,27 @@ async def test_regression_nothing_is_sent_after_close_to_those_who_wait_on() -> 
         with pytest.raises(ClosedResourceError):
             await select(Send(channel, 5))
     assert sorted(received, key=str) == [1, None]
+
+
+async def pass_over() -> None:
+    """Its task has not run since, and no other sender is there: the receiver waits."""
+    channel = Channel[int]()
+    sending = asyncio.ensure_future(channel.send(1))
+    await asyncio.sleep(0)
+    sending.cancel()
+    receiving = asyncio.ensure_future(channel.receive())
+    # In the same tick: before the task that was cancelled has run.
+    operation = channel.receive()
+    parked = operation.send(None)
+    assert asyncio.isfuture(parked)
+    operation.close()
+    await asyncio.sleep(0)
+    await channel.send(2)
+    assert await receiving == 2
+    assert sending.cancelled()
+    assert at_rest(channel)
+
+
+def test_regression_a_sender_that_was_just_cancelled_is_passed_over() -> None:
+    """Under asyncio only, where a cancelled task is still in the waiting room."""
+    asyncio.run(pass_over())

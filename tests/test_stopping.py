@@ -709,7 +709,9 @@ async def test_cancelling_the_asyncio_task_of_a_message_gives_it_back(caplog: py
 
     async def handle(message: Message) -> None:
         handled.append((message.body, message.attempt))
-        if message.attempt == 1 and message.body == b"1":
+        if message.body == b"3":
+            await message.ack()
+        if message.attempt == 1 and message.body != b"2":
             task = asyncio.current_task()
             assert task is not None
             task.cancel()
@@ -718,11 +720,12 @@ async def test_cancelling_the_asyncio_task_of_a_message_gives_it_back(caplog: py
     async with connect("memory://") as bus, anyio.create_task_group() as tasks:
         tasks.start_soon(partial(bus.consume, "topic", handle, group="group"))
         await wait_all_tasks_blocked()
-        for body in b"1", b"2":
+        for body in b"1", b"2", b"3":
             await bus.publish("topic", body)
         await anyio.sleep(10)
         tasks.cancel_scope.cancel()
-    assert sorted(handled) == [(b"1", 1), (b"1", 2), (b"2", 1)]
+    # The third was acknowledged before that.
+    assert sorted(handled) == [(b"1", 1), (b"1", 2), (b"2", 1), (b"3", 1)]
     assert "was cancelled, and the message comes again" in caplog.text
 
 
@@ -747,3 +750,28 @@ async def test_cancelling_the_asyncio_task_of_a_run_puts_it_back() -> None:
         with anyio.fail_after(100):
             assert [await service.result(task_id) for task_id in ids] == [1, 2]
     assert sorted(begun) == [1, 1, 2]
+
+
+@on_asyncio
+async def test_a_retry_of_which_the_task_never_began_leaves_its_job_over() -> None:
+    """As a worker does."""
+
+    async def handle(job: int) -> None:
+        asyncio.get_running_loop().call_soon(cancel)
+        await fail(job)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks():
+            if "(retry)" in task.get_name():
+                task.cancel()
+
+    with warnings.catch_warnings():
+        # Python tells of coroutines that never began.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        with pytest.raises(RuntimeError, match="was cancelled before it began"):
+            async with WorkerGroup(handle, workers=1, retry=Retry(2, delay=1)) as group:
+                result = group.submit_nowait(1)
+                await anyio.sleep(10)
+        gc.collect()
+    assert group.leftover == (1,)
+    assert isinstance(result.exception(), ResultCancelledError)

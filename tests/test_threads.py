@@ -1735,8 +1735,9 @@ async def test_what_counts_the_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_threads.Process, "forks", _threads.Process.forks)
     _threads.Process.forked()
     message = "<ThreadChannel of channel 'c'> was made before a fork: its event loop runs in the parent process only"
-    with pytest.raises(RuntimeError, match=whole(message)):
-        handle.close()
+    for call in handle.close, handle.receive, partial(handle.send, 1):
+        with pytest.raises(RuntimeError, match=whole(message)):
+            call()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no forks")

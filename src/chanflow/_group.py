@@ -258,11 +258,12 @@ class Result(Generic[T_co]):
         self._wake()
         return failure
 
-    def _end_cancelled(self) -> None:
+    def _end_cancelled(self) -> bool:
         # Cancelling is somebody's decision, not a failure to be logged.
         failure = self._fail(ResultCancelledError("the task was cancelled"))
         if failure is not None:
             failure.look()
+        return failure is not None
 
     def _failure_is(self, error: BaseException) -> bool:
         return self._failure is not None and self._failure.error is error

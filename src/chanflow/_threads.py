@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 from weakref import WeakMethod
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
@@ -153,7 +153,7 @@ class ThreadChannel(Generic[T]):
         request = None
         with self._lock:
             if self._ended or self._refusal is not None:
-                self._check_open()
+                self._refuse()
             if self._sending or not self._ledger.send(item):
                 self._lending = True
                 request = Request(item)
@@ -250,11 +250,11 @@ class ThreadChannel(Generic[T]):
             msg = f"{self!r} would block the event loop of its own thread; use the channel itself there"
             raise RuntimeError(msg)
 
-    def _check_open(self) -> None:
+    def _refuse(self) -> NoReturn:
         if self._ended:
             raise self._end_error()
-        if self._refusal is not None:
-            raise self._state.error(self._refusal)
+        assert self._refusal is not None
+        raise self._state.error(self._refusal)
 
     def _end_error(self) -> Exception:
         return BrokenResourceError(f"the event loop of {self._state} has ended")

@@ -276,18 +276,17 @@ class WorkerGroup(Generic[Job, R]):
             cancelled = isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup)
             if error is not None and cancelled and not isinstance(error, Exception):
                 swallowed = await self._tasks.__aexit__(type(error), error, error.__traceback__)
-                if self._workers or self._delayed:
-                    raise RuntimeError(NEVER_BEGAN)
-                return swallowed
-            try:
-                await self._tasks.__aexit__(None, None, None)
-            except anyio.get_cancelled_exc_class():
-                # The error goes on, and a cancellation that came while it waited must not take its place.
-                if error is None:
-                    raise
-            if error is None and (self._workers or self._delayed):
+            else:
+                swallowed = None
+                try:
+                    await self._tasks.__aexit__(None, None, None)
+                except anyio.get_cancelled_exc_class():
+                    # The error goes on, and a cancellation that came while it waited must not take its place.
+                    if error is None:
+                        raise
+            if (error is None or swallowed) and (self._workers or self._delayed):
                 raise RuntimeError(NEVER_BEGAN)
-            return None
+            return swallowed
         finally:
             # What had a task that never began is left over, too.
             for worker in list(self._workers):
@@ -764,9 +763,7 @@ class WorkerGroup(Generic[Job, R]):
         self._end_cancelled(result)
 
     def _end_cancelled(self, result: JobResult[R]) -> None:
-        if not result.done:
-            result._end_cancelled()
-            self._cancelled += 1
+        self._cancelled += result._end_cancelled()
 
     def _leave_over(self, result: JobResult[R]) -> None:
         if not result.done:
