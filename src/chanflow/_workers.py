@@ -291,10 +291,7 @@ class WorkerGroup(Generic[Job, R]):
             # What had a task that never began is left over, too.
             for worker in list(self._workers):
                 self._put_down(worker)
-            for result in self._delayed:
-                self._leave_over(result)
             self._workers.clear()
-            self._delayed.clear()
             self._collect()
             self._home = None
             for failure in list(self._failures):
@@ -807,8 +804,9 @@ class WorkerGroup(Generic[Job, R]):
 
     def _collect(self) -> None:
         """Count the jobs that never got to a worker among those left over."""
-        for result in self._queue._state.drain():
+        for result in (*self._queue._state.drain(), *self._delayed):
             self._leave_over(result)
+        self._delayed.clear()
 
     async def shutdown(self, timeout: float | None = None) -> list[Job]:
         """Stop accepting jobs, handle what was submitted for so long, then cancel the rest.
