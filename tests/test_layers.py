@@ -15,7 +15,7 @@ SOURCE = Path(chanflow.__file__).parent
 
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
-    {"_check"},
+    {"_check", "_url"},
     {"_park"},
     {"_room", "_offload", "_ledger"},
     {"_state", "_signal"},
@@ -34,7 +34,8 @@ TIERS = [
     {"bus"},
     {"tasks.record"},
     {"tasks.store", "tasks._handler"},
-    {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._scripts"},
+    {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._redis_url", "tasks.stores._scripts"},
+    {"tasks.stores._redis_client"},
     {"tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
     {"tasks._open", "tasks._errors", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
     {"tasks._dispatch", "tasks._idempotency", "tasks.wire"},
