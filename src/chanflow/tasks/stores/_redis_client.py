@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from contextlib import AsyncExitStack
+from types import TracebackType
 from typing import Any, TypeAlias
 
 from anyio import CancelScope
@@ -66,9 +67,11 @@ class ClusterPool(ClusterConnectionPool):
         with CancelScope(shield=True):
             return await super().get_connection(*arguments, **options)
 
-    async def __aexit__(self, *error: object) -> None:
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
+    ) -> None:
         try:
-            await super().__aexit__(*error)
+            await super().__aexit__(exc_type, exc_val, exc_tb)
         finally:
             for stream in self.cluster_layout._error_stream:  # noqa: SLF001
                 stream.close()
