@@ -55,10 +55,11 @@ class ClusterPool(ClusterConnectionPool):
         async def refresh_or_fail() -> None:
             try:
                 await refresh()
-            except OSError as error:
+            except (OSError, ExceptionGroup) as error:
                 # From a node that doesn't answer: it would end the pool. The next time, another may be asked first.
                 random.shuffle(discovery._startup_nodes)  # noqa: SLF001
-                msg = f"a node of the cluster does not answer: {error}"
+                first = error.exceptions[0] if isinstance(error, ExceptionGroup) else error
+                msg = f"a node of the cluster does not answer: {first}"
                 raise RedisConnectionError(msg) from error
 
         self.cluster_layout._refresh = refresh_or_fail  # type: ignore[method-assign]  # noqa: SLF001
