@@ -15,7 +15,7 @@ SOURCE = Path(chanflow.__file__).parent
 
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
-    {"_check", "_url"},
+    {"_check", "_url", "_visible"},
     {"_park"},
     {"_room", "_offload", "_ledger"},
     {"_state", "_signal"},
@@ -48,7 +48,8 @@ TIERS = [
     {"tasks.http._app", "tasks.http"},
     {"tasks._service"},
     {"tasks"},
-    {"demo", "demo_service", "commands", "server"},
+    {"demo", "demo_service", "ending", "server"},
+    {"commands"},
     {"serve"},
     {"cli"},
 ]

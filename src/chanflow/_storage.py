@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -205,6 +206,7 @@ class Database:
         return batch
 
     def _connect(self) -> Connection:
+        make_private(self._path)
         # Transactions are begun by hand.
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
@@ -233,6 +235,17 @@ def execute_when_free(connection: Connection, statement: str) -> None:
             time.sleep(BUSY_INTERVAL)
         else:
             return
+
+
+making = threading.Lock()
+
+
+def make_private(path: Path) -> None:
+    """Make a file that only its owner may read, unless it is there; why it can't be made, SQLite will say."""
+    # One that is there is not opened: to close it would take away the locks that this process has on it. Nor is it
+    # opened by another thread before it is closed here.
+    with making, suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def prepare(schema: str, connection: Connection) -> None:

@@ -34,23 +34,44 @@ port_option: Option = click.option(
 )
 
 
+def check_root_path(_context: click.Context, _parameter: click.Parameter, root_path: str) -> str:
+    """Refuse a path that can't stand before others."""
+    if root_path and not server.is_root_path(root_path):
+        msg = f"must begin with a slash, and not end with one, in letters, digits and -._~/%, got {root_path!r}"
+        raise click.BadParameter(msg)
+    return root_path
+
+
 class Serving:
     """The app of a service, served while the block lasts."""
 
-    def __init__(self, service: TaskService, host: str, port: int, backend: str, **options: Any) -> None:
+    def __init__(
+        self,
+        service: TaskService,
+        host: str,
+        port: int,
+        backend: str,
+        *,
+        uds: Path | None = None,
+        root_path: str = "",
+        **options: Any,
+    ) -> None:
         try:
             self._app: Any = service.asgi(**options)
         except ModuleNotFoundError as error:
             raise CommandError(str(error)) from None
+        place = f"{host} port {port}" if uds is None else str(uds)
         try:
-            self._socket: socket.socket = server.listen(host, port)
+            self._socket: socket.socket = server.listen(host, port) if uds is None else server.listen_on_path(uds)
         except OSError as error:
             # Without what Python adds in brackets.
-            reason, _, _ = str(error.strerror).partition(" (")
-            msg = f"can't listen on {host} port {port}: {reason}"
+            reason, _, _ = str(error.strerror or error).partition(" (")
+            msg = f"can't listen on {place}: {reason}"
             raise CommandError(msg) from None
         shown = f"[{host}]" if ":" in host else host
-        self.url: str = f"http://{shown}:{self._socket.getsockname()[1]}/"
+        self.url: str = f"unix:{uds}" if uds is not None else f"http://{shown}:{self._socket.getsockname()[1]}/"
+        self._uds: Path | None = uds
+        self._root_path: str = root_path
         self._backend: str = backend
         self._stop: anyio.Event
         self._tasks: TaskGroup
@@ -61,7 +82,8 @@ class Serving:
             logging.getLogger(name).setLevel(logging.WARNING)
         self._stop = anyio.Event()
         self._tasks = await anyio.create_task_group().__aenter__()
-        await self._tasks.start(server.serve, self._app, self._socket, self._backend, self._stop)
+        app = server.below(self._app, self._root_path)
+        await self._tasks.start(server.serve, app, self._socket, self._backend, self._stop)
         return self
 
     async def __aexit__(
@@ -70,13 +92,27 @@ class Serving:
         # So that they don't hold the server up.
         self._app.waits.end()
         self._stop.set()
-        await self._tasks.__aexit__(exc_type, exc, tb)
+        try:
+            await self._tasks.__aexit__(exc_type, exc, tb)
+        finally:
+            if self._uds is not None:
+                self._uds.unlink(missing_ok=True)
 
 
 @click.command()
 @click.argument("service", metavar="MODULE:SERVICE")
 @host_option
 @port_option
+@click.option(
+    "--uds", type=click.Path(path_type=Path), metavar="PATH", help="Listen on this Unix socket, and on no port."
+)
+@click.option(
+    "--root-path",
+    default="",
+    callback=check_root_path,
+    metavar="/PATH",
+    help="Where a proxy, which takes it off, shows the app.",
+)
 @backend_option
 @click.option(
     "--workers", type=click.IntRange(0), help="How many tasks may run here, instead of what the service says."
@@ -108,6 +144,8 @@ def serve(
     service: str,
     host: str,
     port: int,
+    uds: Path | None,
+    root_path: str,
     backend: str,
     workers: int | None,
     token_file: Path | None,
@@ -128,13 +166,15 @@ def serve(
     if workers is not None:
         found.workers = workers
     tokens = None if token_file is None else read_tokens(token_file)
-    if tokens is None and host not in LOCAL:
+    if tokens is None and uds is None and host not in LOCAL:
         click.echo(f"anybody who reaches {host} can submit tasks, and read them: see --token-file", err=True)
     serving = Serving(
         found,
         host,
         port,
         backend,
+        uds=uds,
+        root_path=root_path,
         tokens=tokens,
         max_pending=max_pending,
         max_body=max_body,
