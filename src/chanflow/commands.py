@@ -310,9 +310,10 @@ async def work(service: TaskService, drain: float, serving: Serving | None) -> i
             # Nothing runs yet, and the store may take its time.
             at_once.cancel()
 
-    with CancelScope() as at_once:
-        ending = Ending(stop, at_once.cancel, f"draining, for up to {drain:g} s")
-        ending.listen()
+    at_once = CancelScope()
+    ending = Ending(stop, at_once.cancel, f"draining, for up to {drain:g} s")
+    ending.listen()
+    with at_once:
         async with service, nullcontext() if serving is None else serving:
             ready = True
             click.echo("ready" if serving is None else f"serving on {serving.url}", err=True)
