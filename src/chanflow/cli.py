@@ -111,7 +111,10 @@ def demo(path: str | None, workers: int, backend: str, target: str | None) -> No
     with ExitStack() as stack:
         output = None if target is None else stack.enter_context(open_output(target))
         console = Console(stderr=True)
-        run = Run(path, workers, output, stack.enter_context(make_progress(console)))
+        run = Run(path, workers, output, make_progress(console))
+        if console.is_terminal:
+            # Elsewhere, rich before 14.1 would write an empty line at its end.
+            stack.enter_context(run.progress)
         try:
             anyio.run(run.main, backend=backend)
         except* KeyboardInterrupt:
