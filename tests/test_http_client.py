@@ -763,7 +763,7 @@ async def test_user_information_of_a_url(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_client_refuses() -> None:
     """A wrong argument is named."""
-    with pytest.raises(TypeError, match=whole("url must be a str, got 5")):
+    with pytest.raises(TypeError, match=whole("url must be a str, got a int")):
         TaskClient(5)  # type: ignore[arg-type]
     for timeout, error, text in (
         (0, ValueError, "timeout must be > 0, got 0"),

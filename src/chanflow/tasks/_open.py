@@ -21,7 +21,7 @@ def open_store(store: str | Store) -> Store:
     if isinstance(store, Store):
         return store
     if not isinstance(store, str):
-        msg = f"store must be a str or a Store, got {show(store)}"
+        msg = f"store must be a str or a Store, got a {type(store).__name__}"
         raise TypeError(msg)
     if store == "memory://":
         from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
