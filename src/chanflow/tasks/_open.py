@@ -27,7 +27,7 @@ def open_store(store: str | Store) -> Store:
         from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
 
         return MemoryStore()
-    if store.startswith(("redis", "unix:")):
+    if store.startswith(("redis:", "rediss:", "redis+", "rediss+", "unix:")):
         try:
             from chanflow.tasks.stores.redis import RedisStore  # noqa: PLC0415 -- as above
         except ModuleNotFoundError as error:
