@@ -210,11 +210,11 @@ class TestFile(Real):
         heard: list[Any] = []
         async with create_task_group() as tasks:
             await tasks.start(store.news, heard.append)
-            await other._database.run(lambda connection: connection.execute("ALTER TABLE news RENAME TO away"))
+            await other._database.run(lambda connection: connection.execute("ALTER TABLE changes RENAME TO away"))
             with fail_after(10.0):
                 while "can't be watched" not in caplog.text:  # noqa: ASYNC110 -- as below
                     await sleep(0.01)
-            await other._database.run(lambda connection: connection.execute("ALTER TABLE away RENAME TO news"))
+            await other._database.run(lambda connection: connection.execute("ALTER TABLE away RENAME TO changes"))
             with fail_after(10.0):
                 while None not in heard:  # noqa: ASYNC110 -- nobody tells that it has been told
                     await sleep(0.01)
@@ -222,8 +222,8 @@ class TestFile(Real):
             heard.clear()
 
             def skip(connection: sqlite3.Connection) -> None:
-                connection.execute("DELETE FROM news")
-                connection.execute("INSERT INTO news VALUES (1000, 'x', 'id', 'double', 'pending', 0)")
+                connection.execute("DELETE FROM changes")
+                connection.execute("INSERT INTO changes VALUES (1000, 'x', 'id', 'double', NULL, 'pending', 0)")
 
             await other._database.run(skip)
             with fail_after(10.0):
@@ -282,7 +282,8 @@ class TestFile(Real):
                 );
                 INSERT INTO old SELECT number, id, idempotency_key, status, due_at, expires_at, record FROM tasks;
                 INSERT INTO old VALUES (99, 'bad', NULL, 'pending', 0.0, NULL, x'00');
-                DROP TABLE tasks; DROP TABLE counts; DROP TABLE news;
+                DROP VIEW totals; DROP VIEW uncounted;
+                DROP TABLE tasks; DROP TABLE counts; DROP TABLE changes; DROP TABLE counted;
                 ALTER TABLE old RENAME TO tasks;
                 CREATE INDEX tasks_by_status ON tasks (status, number);
             """)
