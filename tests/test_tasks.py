@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from anyio import (
@@ -359,6 +360,41 @@ async def test_cancelling_a_running_task() -> None:
         assert (await service.wait(ids[0])).status is TaskStatus.CANCELLED
         assert cleaned == ["cleaned"]
         assert (await service.wait(ids[1])).status in {TaskStatus.CANCELLED, TaskStatus.SUCCESS}
+
+
+async def test_a_cancellation_is_one_tasks() -> None:
+    """The same worker runs the next task, after one that was cancelled and one that ended in spite of that."""
+    begun: list[int] = []
+    service = TaskService(workers=1)
+
+    @service.task
+    async def cancelled(progress: Progress) -> None:
+        await progress.update(1)
+        await sleep(math.inf)
+
+    @service.task
+    async def in_vain() -> str:
+        # It ends without waiting for anything after its cancellation.
+        [running] = await service.page(status=TaskStatus.RUNNING)
+        await service.cancel(running.id)
+        return "in vain"
+
+    @service.task
+    async def after(number: int) -> int:
+        begun.append(number)
+        await anyio.lowlevel.checkpoint()
+        return number
+
+    async with service:
+        first = await service.submit(cancelled)
+        others = [await service.submit(in_vain)]
+        others += [await service.submit(after, number=number) for number in range(3)]
+        async for record in service.watch(first):
+            if record.progress is not None:
+                await service.cancel(first)
+        assert (await service.get(first)).status is TaskStatus.CANCELLED
+        assert [await service.result(task_id) for task_id in others] == ["in vain", 0, 1, 2]
+    assert begun == [0, 1, 2]
 
 
 async def test_cancellation_asked_for_elsewhere() -> None:
