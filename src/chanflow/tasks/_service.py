@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -291,12 +292,16 @@ class TaskService:
             else:
                 await tasks.__aexit__(type(error), error, error.__traceback__)
         finally:
-            # Each of them sees to it that a cancellation doesn't keep it from closing. A scope around them would be in
-            # the way of a client that has a task group.
-            await self._bus.aclose()
-            await self._tell_left()
-            await self._store.aclose()
-            self._entered = False
+            # Each of them sees to it that a cancellation doesn't keep it from closing, and may raise it then. A scope
+            # around them would be in the way of a client that has a task group.
+            async with AsyncExitStack() as closing:
+                closing.callback(self._leave)
+                closing.push_async_callback(self._store.aclose)
+                closing.push_async_callback(self._tell_left)
+                closing.push_async_callback(self._bus.aclose)
+
+    def _leave(self) -> None:
+        self._entered = False
 
     async def _tell_left(self) -> None:
         if not self._store.durable:
