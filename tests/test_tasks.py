@@ -667,6 +667,28 @@ async def test_putting_back_takes_a_while() -> None:
     assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
 
 
+@pytest.mark.parametrize("away", [False, True])
+async def test_regression_cut_off_while_a_task_is_settled(*, away: bool) -> None:
+    """What came of it is kept, though its worker is cancelled before the store has answered, or while it is away."""
+    store = MemoryStore()
+    change = store.change
+
+    async def slow_change(task_id: str, of_it: Any) -> Any:
+        store.change = change  # type: ignore[method-assign]
+        if away:
+            msg = "the store is away"
+            raise StorageError(msg)
+        await sleep(math.inf)
+
+    with move_on_after(0.5):
+        async with serving(double, store=store) as service:
+            store.change = slow_change  # type: ignore[method-assign]
+            await service.submit("double")
+            await sleep(math.inf)
+    [record] = store._records.values()
+    assert (record.status, record.attempts) == (TaskStatus.SUCCESS, 1)
+
+
 async def test_cut_off_while_a_task_waits_for_a_worker() -> None:
     """What no worker had taken yet is given back as it came."""
     store, backend = MemoryStore(), MemoryBackend(max_pending=math.inf, retention=0.0)
