@@ -323,8 +323,14 @@ class RedisStore(Store):
 
     async def due(self, names: Sequence[str], now: float, limit: int) -> Claimed:
         next_at, *found = await self._run(DUE, repr(now), limit, *names)
-        records = [record for each_id, kept in triples(found) if (record := self._read(each_id, kept)) is not None]
-        return Claimed(records, float(next_at) if next_at else None)
+        records: list[TaskRecord] = []
+        for each_id, kept in triples(found):
+            record = self._read(each_id, kept)
+            if record is None:
+                await self._run(SET_ASIDE, each_id)
+            else:
+                records.append(record)
+        return Claimed(records, now if len(found) >= 3 * limit else float(next_at) if next_at else None)
 
     # Looking around
 
