@@ -1504,19 +1504,36 @@ def test_registering_refuses() -> None:
 
     def odd(a: dict[list[int], int] | complex) -> None: ...
 
+    def slashed() -> None: ...
+
+    slashed.__name__ = "a/b"
+    printable = "name must be a str of 1 to 200 printable characters without a slash"
     register: Any = service.task
     for call, error, message in (
         (lambda: register(double), ValueError, "there is a task 'double' already"),
         (lambda: register(5), TypeError, "a task must be a function, got 5"),
         (lambda: register(retry=3), TypeError, "retry must be a Retry, got 3"),
         (lambda: register(timeout=0), ValueError, "timeout must be > 0, got 0"),
-        (lambda: register(name=""), ValueError, "name must be a str of 1 to 200 characters without a slash, got ''"),
+        (
+            lambda: register(name=""),
+            ValueError,
+            "name must be a str of 1 to 200 printable characters without a slash, got ''",
+        ),
         (
             lambda: register(partial(double)),
             TypeError,
             f"a task that is no plain function needs a name: {partial(double)!r}",
         ),
-        (lambda: register(name=5), ValueError, "name must be a str of 1 to 200 characters without a slash, got 5"),
+        *(
+            (partial(register, name=name), ValueError, f"{printable}, got {name!r}")
+            for name in ("a\0b", "two\nlines", "\ud800")
+        ),
+        (lambda: register(slashed), ValueError, f"{printable}, got 'a/b'"),
+        (
+            lambda: register(name=5),
+            ValueError,
+            "name must be a str of 1 to 200 printable characters without a slash, got 5",
+        ),
         (
             lambda: register(positional),
             TypeError,
