@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -170,10 +171,15 @@ class Database:
 
     def _serve(self) -> None:
         connection: Connection | None = None
+        opened: os.stat_result
         try:
             while batch := self._next_batch():
                 try:
-                    connection = connection or self._connect()
+                    if connection is None:
+                        connection = self._connect()
+                        opened = self._path.stat()
+                    else:
+                        check_still_there(self._path, opened)
                     transact(connection, batch, "BEGIN" if self._reads else "BEGIN IMMEDIATE")
                 except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
                     for request in batch:
@@ -233,6 +239,17 @@ def execute_when_free(connection: Connection, statement: str) -> None:
             time.sleep(BUSY_INTERVAL)
         else:
             return
+
+
+def check_still_there(path: Path, opened: os.stat_result) -> None:
+    """Refuse a file that its path doesn't name any more: SQLite would go on to write where nobody finds it."""
+    try:
+        if os.path.samestat(path.stat(), opened):
+            return
+    except FileNotFoundError:
+        pass
+    msg = "the file was moved or deleted while it was open: restart whoever has it open"
+    raise sqlite3.OperationalError(msg)
 
 
 def prepare(schema: str, connection: Connection) -> None:
