@@ -118,6 +118,19 @@ async def test_memory_ends_where_it_began() -> None:
     assert after - before < 20_000
 
 
+async def test_regression_what_changes_nothing_takes_no_memory() -> None:
+    """Whoever cancels a task that has ended, however often, leaves nothing behind."""
+    store = MemoryStore()
+    service = TaskService(store=store)
+    service.task(double)
+    async with service:
+        task_id = await service.submit("double")
+        ended = await service.wait(task_id)
+        for _ in range(10):
+            assert await service.cancel(task_id) == ended
+        assert len(store._expiring) == 1
+
+
 @pytest.mark.slow
 async def test_nothing_is_left_of_very_many_tasks() -> None:
     """Not of one in a hundred: whoever keeps a task's record has an allocated block or more for each."""
