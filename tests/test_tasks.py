@@ -50,6 +50,7 @@ from chanflow.tasks import (
     TaskStatus,
     UnknownTaskError,
 )
+from chanflow.tasks.store import Change
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import Faulty, fail
@@ -671,14 +672,16 @@ async def test_putting_back_takes_a_while() -> None:
 async def test_regression_cut_off_while_a_task_is_settled(*, away: bool) -> None:
     """What came of it is kept, though its worker is cancelled before the store has answered, or while it is away."""
     store = MemoryStore()
-    change = store.change
+    real_change = store.change
 
-    async def slow_change(task_id: str, of_it: Any) -> Any:
-        store.change = change  # type: ignore[method-assign]
+    async def slow_change(task_id: str, change: Change) -> TaskRecord | None:
+        del task_id, change
+        store.change = real_change  # type: ignore[method-assign]
         if away:
             msg = "the store is away"
             raise StorageError(msg)
         await sleep(math.inf)
+        raise AssertionError
 
     with move_on_after(0.5):
         async with serving(double, store=store) as service:
@@ -1524,10 +1527,9 @@ def test_registering_refuses() -> None:
             TypeError,
             f"a task that is no plain function needs a name: {partial(double)!r}",
         ),
-        *(
-            (partial(register, name=name), ValueError, f"{printable}, got {name!r}")
-            for name in ("a\0b", "two\nlines", "\ud800")
-        ),
+        (lambda: register(name="a\0b"), ValueError, f"{printable}, got 'a\\x00b'"),
+        (lambda: register(name="two\nlines"), ValueError, f"{printable}, got 'two\\nlines'"),
+        (lambda: register(name="\ud800"), ValueError, f"{printable}, got '\\ud800'"),
         (lambda: register(slashed), ValueError, f"{printable}, got 'a/b'"),
         (
             lambda: register(name=5),

@@ -171,15 +171,12 @@ class Database:
 
     def _serve(self) -> None:
         connection: Connection | None = None
-        opened: os.stat_result
+        opened: os.stat_result | None = None
         try:
             while batch := self._next_batch():
                 try:
-                    if connection is None:
-                        connection = self._connect()
-                        opened = self._path.stat()
-                    else:
-                        check_still_there(self._path, opened)
+                    connection = connection or self._connect()
+                    opened = still_there(self._path, opened)
                     transact(connection, batch, "BEGIN" if self._reads else "BEGIN IMMEDIATE")
                 except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
                     for request in batch:
@@ -241,15 +238,16 @@ def execute_when_free(connection: Connection, statement: str) -> None:
             return
 
 
-def check_still_there(path: Path, opened: os.stat_result) -> None:
-    """Refuse a file that its path doesn't name any more: SQLite would go on to write where nobody finds it."""
+def still_there(path: Path, opened: os.stat_result | None) -> os.stat_result:
+    """Refuse a path that names another file than was opened, or none: SQLite would go on to write where nobody looks."""
     try:
-        if os.path.samestat(path.stat(), opened):
-            return
+        there = path.stat()
     except FileNotFoundError:
-        pass
-    msg = "the file was moved or deleted while it was open: restart whoever has it open"
-    raise sqlite3.OperationalError(msg)
+        there = None
+    if there is None or not os.path.samestat(there, opened or there):
+        msg = "the file was moved or deleted while it was open: restart whoever has it open"
+        raise sqlite3.OperationalError(msg)
+    return there
 
 
 def prepare(schema: str, connection: Connection) -> None:
