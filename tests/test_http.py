@@ -1891,7 +1891,9 @@ def test_asgi_refuses(options: dict[str, Any], error: type[Exception], message: 
 
 def test_a_name_with_a_slash() -> None:
     """It could not be asked for by its path."""
-    with pytest.raises(ValueError, match=whole("name must be a str of 1 to 200 characters without a slash, got 'a/b'")):
+    with pytest.raises(
+        ValueError, match=whole("name must be a str of 1 to 200 printable characters without a slash, got 'a/b'")
+    ):
         TaskService().task(name="a/b")
 
 

@@ -51,6 +51,7 @@ from chanflow.tasks import (
     TaskStatus,
     UnknownTaskError,
 )
+from chanflow.tasks.store import Change
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import Faulty, fail
@@ -701,6 +702,30 @@ async def test_putting_back_takes_a_while() -> None:
             await sleep(math.inf)
     [record] = store._records.values()
     assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_regression_cut_off_while_a_task_is_settled(*, away: bool) -> None:
+    """What came of it is kept, though its worker is cancelled before the store has answered, or while it is away."""
+    store = MemoryStore()
+    real_change = store.change
+
+    async def slow_change(task_id: str, change: Change) -> TaskRecord | None:
+        del task_id, change
+        store.change = real_change  # type: ignore[method-assign]
+        if away:
+            msg = "the store is away"
+            raise StorageError(msg)
+        await sleep(math.inf)
+        raise AssertionError
+
+    with move_on_after(0.5):
+        async with serving(double, store=store) as service:
+            store.change = slow_change  # type: ignore[method-assign]
+            await service.submit("double")
+            await sleep(math.inf)
+    [record] = store._records.values()
+    assert (record.status, record.attempts) == (TaskStatus.SUCCESS, 1)
 
 
 async def test_cut_off_while_a_task_waits_for_a_worker() -> None:
@@ -1518,19 +1543,35 @@ def test_registering_refuses() -> None:
 
     def odd(a: dict[list[int], int] | complex) -> None: ...
 
+    def slashed() -> None: ...
+
+    slashed.__name__ = "a/b"
+    printable = "name must be a str of 1 to 200 printable characters without a slash"
     register: Any = service.task
     for call, error, message in (
         (lambda: register(double), ValueError, "there is a task 'double' already"),
         (lambda: register(5), TypeError, "a task must be a function, got 5"),
         (lambda: register(retry=3), TypeError, "retry must be a Retry, got 3"),
         (lambda: register(timeout=0), ValueError, "timeout must be > 0, got 0"),
-        (lambda: register(name=""), ValueError, "name must be a str of 1 to 200 characters without a slash, got ''"),
+        (
+            lambda: register(name=""),
+            ValueError,
+            "name must be a str of 1 to 200 printable characters without a slash, got ''",
+        ),
         (
             lambda: register(partial(double)),
             TypeError,
             f"a task that is no plain function needs a name: {partial(double)!r}",
         ),
-        (lambda: register(name=5), ValueError, "name must be a str of 1 to 200 characters without a slash, got 5"),
+        (lambda: register(name="a\0b"), ValueError, f"{printable}, got 'a\\x00b'"),
+        (lambda: register(name="two\nlines"), ValueError, f"{printable}, got 'two\\nlines'"),
+        (lambda: register(name="\ud800"), ValueError, f"{printable}, got '\\ud800'"),
+        (lambda: register(slashed), ValueError, f"{printable}, got 'a/b'"),
+        (
+            lambda: register(name=5),
+            ValueError,
+            "name must be a str of 1 to 200 printable characters without a slash, got 5",
+        ),
         (
             lambda: register(positional),
             TypeError,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sqlite3
+import sys
 import threading
 import time
 import tracemalloc
@@ -114,6 +116,41 @@ async def test_memory_ends_where_it_began() -> None:
         assert len(store._later) + store._entries < 1000
     # Ten thousand tasks: two bytes for each would be more.
     assert after - before < 20_000
+
+
+async def test_regression_what_changes_nothing_takes_no_memory() -> None:
+    """Whoever cancels a task that has ended, however often, leaves nothing behind."""
+    store = MemoryStore()
+    service = TaskService(store=store)
+    service.task(double)
+    async with service:
+        task_id = await service.submit("double")
+        ended = await service.wait(task_id)
+        for _ in range(10):
+            assert await service.cancel(task_id) == ended
+        assert len(store._expiring) == 1
+
+
+@pytest.mark.slow
+async def test_nothing_is_left_of_very_many_tasks() -> None:
+    """Not of one in a hundred: whoever keeps a task's record has an allocated block or more for each."""
+
+    async def run_many(service: TaskService, batches: int) -> int:
+        for _ in range(batches):
+            await service.submit_many("double", [{"number": number} for number in range(1000)])
+            await sleep(1.0)
+            assert not sum((await service.count()).values())
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    service = TaskService(workers=10, ttl=0.0)
+    service.task(double)
+    async with service:
+        # What is made once, and then stays.
+        await run_many(service, 10)
+        before = await run_many(service, 10)
+        after = await run_many(service, 200)
+    assert after - before < 1000
 
 
 # In a file

@@ -142,12 +142,19 @@ class Handler(Generic[P, R]):
 
         Args:
             arguments: checked by `encode`, or what it gave.
+
+        Raises:
+            ArgumentError: they are nested too deeply.
         """
         if not isinstance(arguments, bytes):
             # A set's order is another in each process.
             arguments = msgspec.msgpack.encode(dict(arguments), order="deterministic")
         ordered = msgspec.msgpack.encode(self._read(arguments), order="deterministic")
-        plain = msgspec.msgpack.encode(one_number(msgspec.msgpack.decode(ordered)), order="deterministic")
+        try:
+            plain = msgspec.msgpack.encode(one_number(msgspec.msgpack.decode(ordered)), order="deterministic")
+        except RecursionError as error:
+            msg = f"arguments of {self.name} are nested too deeply to have an idempotency key"
+            raise ArgumentError(msg) from error
         return sha256(plain).hexdigest()
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:

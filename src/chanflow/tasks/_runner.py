@@ -34,7 +34,7 @@ __all__ = ["Runner"]
 logger = logging.getLogger("chanflow.tasks")
 
 GRACE = 5.0
-"""Seconds to put back what is cut off."""
+"""Seconds to put back, or to settle, what is cut off."""
 HEARTBEAT = 1.0
 """The most seconds from one renewal of the leases to the next."""
 WORKER_LOST = "WorkerLostError"
@@ -188,11 +188,15 @@ class Runner:
             (record.id, partial(put_back, worker=record.worker or "", run_at=now, attempted=False))
             for record in records
         ]
+        await self._insist(changes, "put back")
+
+    async def _insist(self, changes: Sequence[tuple[str, Change]], what: str) -> None:
+        """Change tasks, even when cancelled."""
         with move_on_after(GRACE, shield=True):
             try:
                 await self._store.change_many(changes)
             except StorageError as error:
-                logger.warning("%d task(s) could not be put back: %s", len(changes), error)
+                logger.warning("%d task(s) could not be %s: %s", len(changes), what, error)
 
     def _wake(self) -> None:
         """Wake a worker, unless one was woken and has not come yet, or all are awake and are going to look."""
@@ -234,7 +238,7 @@ class Runner:
                 await self._settle(run, outcome)
         except BaseException:
             # The service is cut off, or this asyncio task was cancelled.
-            if run is not None:
+            if run is not None and outcome is None:
                 await self._give_back([run.record])
             raise
         finally:
@@ -336,20 +340,27 @@ class Runner:
     async def _change(self, run: Run, change: Change) -> TaskRecord | None:
         """Settle a task in the store, which may be away for a while: for as long as the lease holds at most."""
         give_up_at = self._home.time() + self._lease
-        while True:
-            try:
-                return await self._store.change(run.record.id, change)
-            except StorageError as error:
-                if self._cut_off or run.lost or self._home.time() >= give_up_at:
-                    raise
-                logger.warning(
-                    "task %s could not be settled, which is tried again in %g s: %s",
-                    run.record.id,
-                    AGAIN,
-                    error,
-                    extra=about(run.record),
-                )
-                await sleep(AGAIN)
+        try:
+            while True:
+                try:
+                    return await self._store.change(run.record.id, change)
+                except StorageError as error:
+                    if self._cut_off or run.lost or self._home.time() >= give_up_at:
+                        raise
+                    logger.warning(
+                        "task %s could not be settled, which is tried again in %g s: %s",
+                        run.record.id,
+                        AGAIN,
+                        error,
+                        extra=about(run.record),
+                    )
+                    await sleep(AGAIN)
+        except StorageError:
+            raise
+        except BaseException:
+            # The service is cut off, but it is known what came of the run.
+            await self._insist([(run.record.id, change)], "settled")
+            raise
 
     async def _report(self, run: Run, progress: ProgressReport) -> None:
         await self._store.change(run.record.id, partial(report, worker=run.worker, progress=progress))

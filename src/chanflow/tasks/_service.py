@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -135,8 +136,8 @@ class TaskService:
 
         Args:
             fn: the function.
-            name: what the task is called in the store, from 1 to 200 characters without a slash; the function's own
-                name by default.
+            name: what the task is called in the store, from 1 to 200 printable characters without a slash; the
+                function's own name by default.
             retry: how often to attempt it, and which errors are worth another attempt. An attempt that ended with its
                 worker, which was killed, counts and is made again, whatever `on` says. By default an error ends the
                 task, and after three attempts that ended so it has failed; `Retry(1)` for one attempt at most.
@@ -160,9 +161,8 @@ class TaskService:
         if not isinstance(retry, Retry):
             msg = f"retry must be a Retry, got {show(retry)}"
             raise TypeError(msg)
-        if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and "/" not in name):
-            msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {show(name)}"
-            raise ValueError(msg)
+        if name is not None:
+            check_name(name)
         if self._tasks is not None:
             msg = "tasks must be registered before the service's block is entered"
             raise RuntimeError(msg)
@@ -175,6 +175,7 @@ class TaskService:
             if chosen is None:
                 msg = f"a task that is no plain function needs a name: {show(fn)}"
                 raise TypeError(msg)
+            check_name(chosen)
             handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout, limit)
             if handler.name in self._handlers:
                 msg = f"there is a task {handler.name!r} already"
@@ -291,12 +292,16 @@ class TaskService:
             else:
                 await tasks.__aexit__(type(error), error, error.__traceback__)
         finally:
-            # Each of them sees to it that a cancellation doesn't keep it from closing. A scope around them would be in
-            # the way of a client that has a task group.
-            await self._bus.aclose()
-            await self._tell_left()
-            await self._store.aclose()
-            self._entered = False
+            # Each of them sees to it that a cancellation doesn't keep it from closing, and may raise it then. A scope
+            # around them would be in the way of a client that has a task group.
+            async with AsyncExitStack() as closing:
+                closing.callback(self._leave)
+                closing.push_async_callback(self._store.aclose)
+                closing.push_async_callback(self._tell_left)
+                closing.push_async_callback(self._bus.aclose)
+
+    def _leave(self) -> None:
+        self._entered = False
 
     async def _tell_left(self) -> None:
         if not self._store.durable:
@@ -503,7 +508,8 @@ class TaskService:
             StorageError: the store failed.
         """
         self._check_open()
-        return self._known(task_id, await self._store.get(task_id, self._store.now()))
+        record = await self._store.get(task_id, self._store.now()) if may_be_id("task_id", task_id) else None
+        return self._known(task_id, record)
 
     async def wait(self, task_id: str) -> TaskRecord:
         """Wait for the end of a task, and give what is known of it.
@@ -634,6 +640,8 @@ class TaskService:
         """
         self._check_open()
         check_count("limit", limit, 1)
+        if after is not None and not may_be_id("after", after):
+            return []
         return await self._store.page(self._store.now(), status=status, after=after, limit=limit)
 
     async def count(self) -> dict[TaskStatus, int]:
@@ -706,6 +714,21 @@ class TaskService:
             except StorageError as error:
                 logger.error("looking for expired tasks failed, and is tried again: %s", error)  # noqa: TRY400
             await sleep(SWEEP_INTERVAL)
+
+
+def check_name(name: object) -> None:
+    """Refuse what can't be a handler's name: it is part of a URL, and of what is stored."""
+    if not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name.isprintable() and "/" not in name):
+        msg = f"name must be a str of 1 to {MAX_NAME} printable characters without a slash, got {show(name)}"
+        raise ValueError(msg)
+
+
+def may_be_id(argument: str, task_id: object) -> bool:
+    """Tell whether a task may have this id; no store is asked for what it may be unable to encode."""
+    if not isinstance(task_id, str):
+        msg = f"{argument} must be a str, got {show(task_id)}"
+        raise TypeError(msg)
+    return task_id != "" and task_id.isprintable()
 
 
 def check_most(argument: str, seconds: float) -> None:

@@ -469,6 +469,10 @@ class StoreConformance:
         assert await store.get("task 1", NOW) is None
         assert await store.change("task 1", lambda record: record) is None
         assert [record.id for record in await store.page(NOW, limit=2)] == ["task 3", "task 2"]
+        # It may take the place of others once, but not again.
+        await store.due(["name"], NOW, 1)
+        [listed] = (await store.due(["name"], NOW, 1)).records
+        assert listed.id in {"task 2", "task 3"}
         begin = partial(store.claim, {"name": None}, now=NOW, lease_until=NOW + 10, limit=1)
         found = [(await begin(worker=str(number))).records for number in range(4)]
         assert [record.id for records in found for record in records] == ["task 2", "task 3"]

@@ -271,7 +271,8 @@ end
 return found
 """
 SET_ASIDE = f"""{COMMON}
-local task = fields(ARGV[2], 'n')
+local task = fields(ARGV[2], 'n', 'm')
+if task and task[2] then redis.call('ZREM', prefix .. 'ready:' .. task[1], task[2]) end
 drop(ARGV[2], task and task[1])
 redis.call('SADD', prefix .. 'unreadable', ARGV[2])
 """

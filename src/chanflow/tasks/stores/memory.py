@@ -110,7 +110,7 @@ class MemoryStore(Store):
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
         record = self._records.get(task_id)
         changed = None if record is None else change(record)
-        if record is not None and changed is not None:
+        if record is not None and changed is not None and changed is not record:
             self._replace(record, changed)
         return changed
 

@@ -20,7 +20,10 @@ from secrets import token_hex
 from typing import Any, TypeAlias
 
 import msgspec
-from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
+from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, sleep
+from anyio.abc import TaskGroup
+from anyio.abc import TaskStatus as Started
+from anyio.lowlevel import checkpoint
 from coredis import Redis
 from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
 from coredis.retry import NoRetryPolicy
@@ -79,6 +82,9 @@ class RedisStore(Store):
         # Where we tell ourselves that we still hear.
         self._own_channel = f"{prefix}news:{self._writer}"
         self._client: Redis[bytes]
+        # What keeps the client open; None where the store is closed.
+        self._keeper: TaskGroup | None = None
+        self._closing: Event
         # What the last tasks that this process made or changed were kept as: mostly they still are.
         self._last: dict[str, Kept] = {}
         self._decode = Decoder()
@@ -97,17 +103,35 @@ class RedisStore(Store):
             raise StorageError(msg) from error
 
     async def open(self) -> None:
-        client: Redis[bytes] = Redis.from_url(self._url)
-        async with self._calling():
-            self._client = await client.__aenter__()
+        if self._keeper is not None:
+            msg = "this store in Redis is open already: each service needs one of its own"
+            raise RuntimeError(msg)
+        self._keeper = keeper = create_task_group()
+        self._closing = Event()
+        await keeper.__aenter__()
         try:
+            async with self._calling():
+                self._client = await keeper.start(self._keep_client)
             await self._set_clock()
         except BaseException:
             await self.aclose()
             raise
 
+    async def _keep_client(self, *, task_status: Started[Redis[bytes]]) -> None:
+        """Have a client open until the store is closed, whoever is cancelled meanwhile: what runs is still put back."""
+        with CancelScope() as scope:
+            async with Redis.from_url(self._url) as client:
+                task_status.started(client)
+                # Where opening was cancelled, nobody will close it.
+                await checkpoint()
+                scope.shield = True
+                await self._closing.wait()
+
     async def aclose(self) -> None:
-        await self._client.__aexit__(None, None, None)
+        assert self._keeper is not None
+        self._closing.set()
+        keeper, self._keeper = self._keeper, None
+        await keeper.__aexit__(None, None, None)
 
     def now(self) -> float:
         return self._moved_by + time.monotonic()
@@ -299,8 +323,14 @@ class RedisStore(Store):
 
     async def due(self, names: Sequence[str], now: float, limit: int) -> Claimed:
         next_at, *found = await self._run(DUE, repr(now), limit, *names)
-        records = [record for each_id, kept in triples(found) if (record := self._read(each_id, kept)) is not None]
-        return Claimed(records, float(next_at) if next_at else None)
+        records: list[TaskRecord] = []
+        for each_id, kept in triples(found):
+            record = self._read(each_id, kept)
+            if record is None:
+                await self._run(SET_ASIDE, each_id)
+            else:
+                records.append(record)
+        return Claimed(records, now if len(found) >= 3 * limit else float(next_at) if next_at else None)
 
     # Looking around
 

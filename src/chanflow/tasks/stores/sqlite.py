@@ -180,10 +180,8 @@ class SqliteStore(Store):
         def due(connection: Connection) -> Claimed:
             found: list[TaskRecord] = []
             for name in names:
-                rows = connection.execute(
-                    "SELECT id, record FROM tasks WHERE name = ? AND due_at <= ? LIMIT ?", [name, now, limit]
-                )
-                found += [record for row in rows if (record := self._decode(*row)) is not None]
+                rows = connection.execute("SELECT id, record FROM tasks WHERE name = ? AND due_at <= ?", [name, now])
+                found += islice((record for row in rows if (record := self._decode(*row)) is not None), limit)
             return Claimed(found[:limit], next_later(connection))
 
         await self._write(lambda connection: promote(connection, now))
