@@ -239,7 +239,7 @@ def execute_when_free(connection: Connection, statement: str) -> None:
 
 
 def still_there(path: Path, opened: os.stat_result | None) -> os.stat_result:
-    """Refuse a path that names another file than was opened, or none: SQLite would go on to write where nobody looks."""
+    """Refuse a path that names another file than was opened, or none: SQLite would write where nobody looks."""
     try:
         there = path.stat()
     except FileNotFoundError:
