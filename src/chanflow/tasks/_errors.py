@@ -11,6 +11,11 @@ class UnknownTaskError(LookupError):
     """There is no such task, or no such handler: it never was, or has expired."""
 
 
+def unknown_cursor(after: str) -> UnknownTaskError:
+    """Say of the cursor of a page that its task is not there."""
+    return UnknownTaskError(f"after must be the id of a task that is there; {after!r} has expired, or never was")
+
+
 class IdempotencyError(ValueError):
     """An idempotency key was used before, for another task or other arguments."""
 

@@ -12,7 +12,7 @@ import msgspec
 from anyio import CapacityLimiter, from_thread
 
 from chanflow._attempt import Attempt, is_async
-from chanflow._check import show
+from chanflow._check import show, storable
 from chanflow._retry import Retry
 from chanflow.tasks.record import ProgressReport
 
@@ -73,8 +73,7 @@ class Progress:
         if not isinstance(message, str):
             msg = f"message must be a str, got {show(message)}"
             raise TypeError(msg)
-        # See the runner's messages of errors.
-        progress = ProgressReport(done, total, message.encode("utf-8", "backslashreplace").decode())
+        progress = ProgressReport(done, total, storable(message))
         if not self._in_thread:
             return self._report(progress)
         from_thread.run(self._report, progress)

@@ -629,6 +629,7 @@ class TaskService:
             limit: the most to give, at least 1.
 
         Raises:
+            UnknownTaskError: `after` has expired, or never was: begin again with the first page.
             ClosedResourceError: the service's block was not entered.
             StorageError: the store failed.
         """

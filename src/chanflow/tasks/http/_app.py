@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from hashlib import blake2b
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -24,9 +25,11 @@ from chanflow.tasks.http._guard import Guard
 from chanflow.tasks.http._live import Live
 from chanflow.tasks.http._metrics import render
 from chanflow.tasks.http._openapi import describe
-from chanflow.tasks.http._problem import SAFE, Problem, json_response, to_problem
+from chanflow.tasks.http._problem import SAFE, Kind, Problem, json_response, to_problem
 from chanflow.tasks.http._request import (
     Waits,
+    cursor,
+    header,
     idempotency_key,
     number,
     parse,
@@ -124,7 +127,7 @@ class App:
         service, name = self._service, request.path_params["task"]
         handler = service.handlers.get(name)
         if handler is None:
-            raise Problem(404, f"there is no task {name!r}")
+            raise Problem(Kind.UNKNOWN_HANDLER, f"there is no task {name!r}")
         await self._check_room()
         key, delay = idempotency_key(request), number(request, "delay", 0.0, 0.0, MAX_DELAY)
         priority = whole_number(request, "priority", 0, -MAX_PRIORITY, MAX_PRIORITY)
@@ -136,7 +139,7 @@ class App:
             raise
         except (ValueError, RecursionError) as error:
             # No JSON, no UTF-8, or deeper than any reader goes.
-            raise Problem(400, f"the body is not JSON: {error}") from None
+            raise Problem(Kind.NOT_JSON, f"the body is not JSON: {error}") from None
         # Others may have come while it was read.
         self._refuse_when_full()
         self._pending += 1
@@ -158,7 +161,7 @@ class App:
     async def _check_room(self) -> None:
         """Refuse a task where too many are pending, or that nobody here would run."""
         if self._service.is_draining:
-            raise Problem(503, "the service is stopping, or was not started", {"Retry-After": "5"})
+            raise Problem(Kind.NOT_RUNNING, "the service is stopping, or was not started", {"Retry-After": "5"})
         now, full = time.monotonic(), self._pending >= self._max_pending
         if now - self._counted_at > (FULL_INTERVAL if full else COUNT_INTERVAL):
             self._counted_at = now
@@ -167,7 +170,8 @@ class App:
 
     def _refuse_when_full(self) -> None:
         if self._pending >= self._max_pending:
-            raise Problem(503, f"{self._max_pending} tasks or more are pending", {"Retry-After": RETRY_AFTER})
+            detail = f"{self._max_pending} tasks or more are pending"
+            raise Problem(Kind.QUEUE_FULL, detail, {"Retry-After": RETRY_AFTER})
 
     async def _wait(self, request: Request, task_id: str, seconds: float) -> TaskRecord:
         """Wait for a task's end, for so long at most and while the client is there."""
@@ -200,11 +204,14 @@ class App:
         return json_response(to_json(await self._service.retry(request.path_params["task"])), 202)
 
     async def watch(self, request: Request) -> Response:
-        """Tell of a task after each change."""
-        task_id = request.path_params["task"]
+        """Tell of a task after each change that the client has not seen."""
+        task_id, seen = request.path_params["task"], header(request.scope, b"last-event-id")
         # An unknown one is told before the stream begins.
-        await self._service.get(task_id)
-        return EventStream(changes(self._service, task_id), self.waits)
+        record = await self._service.get(task_id)
+        if record.status.is_end and seen == encode(record)[1]:
+            # A browser connects again whenever a stream ends, and this is what stops it.
+            return Response(status_code=204, headers=SAFE)
+        return EventStream(changes(self._service, task_id, seen), self.waits)
 
     async def page(self, request: Request) -> Response:
         """List tasks."""
@@ -212,7 +219,12 @@ class App:
         name, limit = query.get("name"), int(number(request, "limit", 100, 1, MAX_PAGE))
         # The store knows no names: so many are looked at, and what is left is for the next page.
         look = MAX_PAGE if name else limit
-        records = await self._service.page(status=status(request), after=query.get("after"), limit=look)
+        chosen, after = status(request), cursor(request)
+        try:
+            records = await self._service.page(status=chosen, after=after, limit=look)
+        except UnknownTaskError:
+            detail = "the task at which the page before ended has expired, or never was: begin with the first page"
+            raise Problem(Kind.CURSOR_EXPIRED, detail) from None
         found = [record for record in records if not name or record.name == name]
         following = None
         if len(records) == look or len(found) > limit:
@@ -266,7 +278,7 @@ class App:
         """Replay dead letters."""
         topic = request.path_params["topic"]
         if topic not in self._dead_letters:
-            raise Problem(404, f"{topic!r} is none of the dead-letter topics that are shown")
+            raise Problem(Kind.NOT_FOUND, f"{topic!r} is none of the dead-letter topics that are shown")
         which = parse(await read_json(request, self._max_body), Replay)
         return json_response({"replayed": await self._service.bus.replay(topic, which.ids)})
 
@@ -308,7 +320,8 @@ class Methods:
 
     async def _refuse(self, request: Request) -> Response:
         allowed = ", ".join(sorted(self.methods))
-        raise Problem(405, f"this path has {allowed}, got {request.method}", {"Allow": allowed})
+        detail = f"this path has {allowed}, got {request.method}"
+        raise Problem(Kind.METHOD_NOT_ALLOWED, detail, {"Allow": allowed})
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -316,15 +329,24 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close"})
     else:
-        await Problem(404, f"there is no {scope['path']}").response()(scope, receive, send)
+        await Problem(Kind.NOT_FOUND, f"there is no {scope['path']}").response()(scope, receive, send)
 
 
-async def changes(service: TaskService, task_id: str) -> AsyncGenerator[bytes, None]:
-    """Give what becomes of a task as messages."""
+async def changes(service: TaskService, task_id: str, seen: str | None) -> AsyncGenerator[bytes, None]:
+    """Give what becomes of a task as messages, from what the client has seen on."""
     # Closed with this one, and not when it is collected.
     async with aclosing(service.watch(task_id)) as records:
         async for record in records:
-            yield event("record", to_json(record))
+            data, version = encode(record)
+            if version != seen:
+                yield event("record", data, version)
+            seen = version
+
+
+def encode(record: TaskRecord) -> tuple[bytes, str]:
+    """Give a task as JSON, and an id of it as it is: the same in every process that answers."""
+    data = msgspec.json.encode(to_json(record))
+    return data, blake2b(data, digest_size=8).hexdigest()
 
 
 def letter(dead: Any) -> dict[str, Any]:

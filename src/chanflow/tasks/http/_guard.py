@@ -8,7 +8,7 @@ from hmac import compare_digest
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from chanflow.tasks.http._problem import Problem
+from chanflow.tasks.http._problem import Kind, Problem
 from chanflow.tasks.http._request import Waits, declared_length, header
 from chanflow.tasks.http._upload import Upload
 
@@ -52,7 +52,7 @@ class Guard:
         if self._digests is None:
             # Any page in a browser could otherwise act on a service of this machine.
             strange = scope["method"] not in SAFE_METHODS and is_foreign(scope)
-            return Problem(403, "another site's page must not change anything here") if strange else None
+            return Problem(Kind.FOREIGN_PAGE, "another site's page must not change anything here") if strange else None
         if path_of(scope) in OPEN:
             return None
         kind, _, token = (header(scope, b"authorization") or "").partition(" ")
@@ -62,7 +62,7 @@ class Guard:
             known |= compare_digest(each, shown)
         if known and kind.lower() == "bearer":
             return None
-        return Problem(401, "this needs a valid bearer token", {"WWW-Authenticate": "Bearer"})
+        return Problem(Kind.TOKEN_REQUIRED, "this needs a valid bearer token", {"WWW-Authenticate": "Bearer"})
 
 
 def is_foreign(scope: Scope) -> bool:

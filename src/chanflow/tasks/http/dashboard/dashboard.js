@@ -547,6 +547,7 @@ async function loadTasks() {
     mergeTasks(tasks);
   } catch (error) {
     if (signal.aborted) return;
+    if (error.status === 410) return showPage(null); // Where this page begins is gone.
     page.problem = error.message;
     showTasks();
   }
