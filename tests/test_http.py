@@ -709,7 +709,7 @@ async def test_a_service_that_is_not_there() -> None:
 
 
 async def test_a_store_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """The answer says that it may work later; where the store is, and what is wrong with it, is told in the log only."""
+    """The answer says that it may work later; where the store is, and what is wrong, is told in the log only."""
     away_detail = "the store cannot be reached, or failed; the service's log tells how"
     store = MemoryStore()
     async with served(double, store=store) as (service, client):

@@ -15,7 +15,7 @@ from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
-from chanflow._check import check_count, check_seconds, show
+from chanflow._check import check_count, check_seconds, check_text, show
 from chanflow._park import Home, running_home
 from chanflow._retry import Retry
 from chanflow._storage import StorageError
@@ -135,8 +135,8 @@ class TaskService:
 
         Args:
             fn: the function.
-            name: what the task is called in the store, from 1 to 200 characters without a slash; the function's own
-                name by default.
+            name: what the task is called in the store and in URLs, from 1 to 200 characters without a slash, not `.`
+                or `..`; the function's own name by default.
             retry: how often to attempt it, and which errors are worth another attempt. An attempt that ended with its
                 worker, which was killed, counts and is made again, whatever `on` says. By default an error ends the
                 task, and after three attempts that ended so it has failed; `Retry(1)` for one attempt at most.
@@ -160,9 +160,8 @@ class TaskService:
         if not isinstance(retry, Retry):
             msg = f"retry must be a Retry, got {show(retry)}"
             raise TypeError(msg)
-        if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and "/" not in name):
-            msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {show(name)}"
-            raise ValueError(msg)
+        if name is not None:
+            check_task_name(name)
         if self._tasks is not None:
             msg = "tasks must be registered before the service's block is entered"
             raise RuntimeError(msg)
@@ -175,6 +174,7 @@ class TaskService:
             if chosen is None:
                 msg = f"a task that is no plain function needs a name: {show(fn)}"
                 raise TypeError(msg)
+            check_task_name(chosen)
             handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout, limit)
             if handler.name in self._handlers:
                 msg = f"there is a task {handler.name!r} already"
@@ -714,6 +714,17 @@ def check_most(argument: str, seconds: float) -> None:
     if seconds > MAX_SECONDS:
         msg = f"{argument} must be <= {MAX_SECONDS:.0f}, a hundred years, got {seconds}"
         raise ValueError(msg)
+
+
+def check_task_name(name: object) -> None:
+    """Refuse a name that could not be a part of a URL's path."""
+    if not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and "/" not in name):
+        msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {show(name)}"
+        raise ValueError(msg)
+    if name in {".", ".."}:
+        msg = f"name must not be . or .., which are steps in a URL's path, got {show(name)}"
+        raise ValueError(msg)
+    check_text("name", name)
 
 
 def check_priority(priority: object) -> None:

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from hashlib import blake2b
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 from anyio import ClosedResourceError, move_on_after
@@ -20,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from chanflow._storage import StorageError
 from chanflow.tasks._errors import UnknownTaskError
-from chanflow.tasks._handler import ArgumentError
+from chanflow.tasks._handler import ArgumentError, Handler
+from chanflow.tasks._schema import describe as schema_of
 from chanflow.tasks.http._guard import Guard
 from chanflow.tasks.http._live import Live
 from chanflow.tasks.http._metrics import render
@@ -49,6 +51,8 @@ __all__ = ["App", "make_app"]
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
+PATH_SAFE = "/:@!$&'()*+,;=~"
+"""What need not be quoted in a path."""
 RETRY_AFTER = "1"
 """Seconds after which to ask again."""
 MAX_DELAY = 31_536_000.0
@@ -144,7 +148,7 @@ class App:
         self._refuse_when_full()
         self._pending += 1
         task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay, priority=priority)
-        url = f"{request.scope.get('root_path', '')}/tasks/{task_id}"
+        url = quote(f"{request.scope.get('root_path', '')}/tasks/{task_id}", safe=PATH_SAFE)
         headers = {"Location": url, "Retry-After": RETRY_AFTER}
         record: TaskRecord | None = None
         if wait is not None:
@@ -254,7 +258,7 @@ class App:
             {
                 "name": name,
                 "description": handler.__doc__,
-                "arguments": msgspec.json.schema(handler.arguments),
+                "arguments": whole_schema(handler),
             }
             for name, handler in self._service.handlers.items()
         ]
@@ -347,6 +351,12 @@ def encode(record: TaskRecord) -> tuple[bytes, str]:
     """Give a task as JSON, and an id of it as it is: the same in every process that answers."""
     data = msgspec.json.encode(to_json(record))
     return data, blake2b(data, digest_size=8).hexdigest()
+
+
+def whole_schema(handler: Handler[..., Any]) -> dict[str, Any]:
+    """Describe the arguments of a handler in one schema."""
+    schema, parts = schema_of(handler.arguments)
+    return schema | {"$defs": parts}
 
 
 def letter(dead: Any) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
-
-import msgspec
+from urllib.parse import quote
 
 from chanflow.tasks._handler import Handler
+from chanflow.tasks._schema import describe as schema_of
 from chanflow.tasks.http._problem import Kind
 from chanflow.tasks.record import TaskStatus
 from chanflow.tasks.wire import TIMES
@@ -68,6 +69,8 @@ DEAD_MESSAGE = thing(
         "died_at": MAYBE_TIME,
     }
 )
+OWN = "chanflow"
+"""What the names of the schemas that are always there begin with."""
 SCHEMAS: dict[str, Any] = {
     "chanflow.Task": thing({**SUMMARY, "arguments": {"type": "object"}, "result": {}}),
     "chanflow.TaskSummary": thing(SUMMARY),
@@ -150,12 +153,19 @@ def operation(name: str, summary: str, answers: dict[int, Any], *problems: int, 
 
 def describe(handlers: Mapping[str, Handler[Any, Any]]) -> dict[str, Any]:
     """Describe the app of a service with these handlers."""
-    arguments = [handler.arguments for handler in handlers.values()]
-    schemas, components = msgspec.json.schema_components(arguments, ref_template=REFERENCE)
-    submissions = {
-        f"/tasks/{name}": {"post": submission(name, handler, schema)}
-        for (name, handler), schema in zip(handlers.items(), schemas, strict=True)
-    }
+    components: dict[str, Any] = dict(SCHEMAS)
+    submissions: dict[str, Any] = {}
+    taken = {OWN}
+    for number, (name, handler) in enumerate(handlers.items()):
+        # The types of a handler go under its name, of which only this may be in the name of a schema. Where another
+        # handler is spelled alike then, a number tells them apart.
+        place = re.sub(r"[^a-zA-Z0-9\-_]", "_", name)
+        place = f"{place}.{number}" if place in taken else place
+        taken.add(place)
+        schema, parts = schema_of(handler.arguments, REFERENCE.replace("{name}", f"{place}.{{name}}"))
+        components |= {f"{place}.{part}": each for part, each in parts.items()}
+        # A name may have braces, which would stand for a parameter.
+        submissions[f"/tasks/{quote(name, safe='')}"] = {"post": submission(name, handler, schema)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -165,7 +175,7 @@ def describe(handlers: Mapping[str, Handler[Any, Any]]) -> dict[str, Any]:
         },
         "paths": submissions | paths(),
         "components": {
-            "schemas": SCHEMAS | components,
+            "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         # A service without tokens needs none.
