@@ -31,9 +31,9 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from chanflow import Retry
-from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus, UnknownTaskError
+from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus, UnknownTaskError, _token
 from chanflow.tasks import wire as wire_module
-from chanflow.tasks.http import TaskClient, _app, _guard, _live
+from chanflow.tasks.http import TaskClient, _app, _live
 from chanflow.tasks.http._problem import Kind
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
@@ -1385,7 +1385,7 @@ async def test_all_tokens_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         compared.append((one, other))
         return compare_digest(one, other)
 
-    monkeypatch.setattr(_guard, "compare_digest", compare)
+    monkeypatch.setattr(_token, "compare_digest", compare)
     async with served(options={"tokens": ["first", "second", "third"]}) as (_, client):
         for token, status in (("first", 200), ("third", 200), ("", 401), ("x" * 1000, 401)):
             compared.clear()
@@ -1949,18 +1949,6 @@ async def test_latency() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (
-            {"tokens": "secret"},
-            TypeError,
-            "tokens must be a sequence of one str or more, none empty, or None, got a str",
-        ),
-        ({"tokens": []}, TypeError, "tokens must be a sequence of one str or more, none empty, or None, got a list"),
-        (
-            {"tokens": ["a", ""]},
-            TypeError,
-            "tokens must be a sequence of one str or more, none empty, or None, got a list",
-        ),
-        ({"tokens": (5,)}, TypeError, "tokens must be a sequence of one str or more, none empty, or None, got a tuple"),
         ({"max_pending": 0}, ValueError, "max_pending must be >= 1, got 0"),
         ({"max_body": 0}, ValueError, "max_body must be >= 1, got 0"),
         ({"max_wait": -1}, ValueError, "max_wait must be >= 0, got -1"),

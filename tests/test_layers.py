@@ -38,7 +38,7 @@ TIERS = [
     {"tasks.store"},
     {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._scripts"},
     {"tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
-    {"tasks._open", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
+    {"tasks._open", "tasks._token", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
     {"tasks._dispatch", "tasks._idempotency", "tasks.wire"},
     {"tasks._bus_dispatch", "tasks._runner"},
     {"tasks.http._problem", "tasks.http._metrics", "tasks.http._client"},

@@ -205,12 +205,88 @@ def test_tokens(place: Path) -> None:
     assert said == []
 
 
-def test_open_to_all_is_told(place: Path) -> None:
+def test_names_and_scopes_of_tokens(place: Path) -> None:
+    """Each token does what its line of the file says, and the log names whose it was."""
+    (place / "tokens").write_text("\ufeff# alice's laptop\nalice: first\nbob[read]: second\n", "utf-8")
+    with serving(place, "serve", "application:quick", "--token-file", "tokens", "--log-format", "json") as server:
+        server.http.headers["Authorization"] = "Bearer first"
+        task_id = server.submit("report")
+        for token, status in (("#", 401), ("laptop", 401), ("alice:", 401), ("second", 403)):
+            answer = server.http.post("tasks/report", headers={"Authorization": f"Bearer {token}"})
+            assert answer.status_code == status
+        _, said = server.end(signal.SIGTERM)
+    lines = [line for line in said.splitlines() if line.startswith("{")]
+    assert f'"message": "alice: POST /tasks/report: 202 /tasks/{task_id}", "token_name": "alice"' in lines[0]
+    assert '"message": "bob: POST /tasks/report: 403", "token_name": "bob"' in lines[1]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--host", "127.0.0.2"],
+            ["anybody who reaches 127.0.0.2 can submit tasks, and read them: see --token-file\n"],
+        ),
+        (
+            ["--host", "0.0.0.0"],  # noqa: S104 -- the test's own
+            [
+                "anybody who reaches 0.0.0.0 can submit tasks, and read them: see --token-file\n",
+                "requests by another name than localhost are refused: see --host-name\n",
+            ],
+        ),
+    ],
+)
+def test_open_to_all_is_told(place: Path, arguments: list[str], said: list[str]) -> None:
     """Whoever serves beyond this machine without tokens is told what that means."""
-    said: list[str] = []
-    with serving(place, "serve", "application:quick", "--host", "127.0.0.2", said=said) as server:
+    told: list[str] = []
+    with serving(place, "serve", "application:quick", *arguments, said=told) as server:
         server.end(signal.SIGTERM)
-    assert said == ["anybody who reaches 127.0.0.2 can submit tasks, and read them: see --token-file\n"]
+    assert told == said
+
+
+def test_dns_rebinding(place: Path, backend: str) -> None:
+    """A page whose own name leads to this machine gets nothing at all, where there are no tokens."""
+    arguments = ("serve", "application:quick", "--backend", backend, "--host-name", "shop.example")
+    with serving(place, *arguments) as server:
+        task_id = server.submit("stuck")
+        page = {"Host": f"evil.example:{httpx.URL(server.url).port}", "Sec-Fetch-Site": "same-origin"}
+        for path in (
+            "",
+            "dashboard.js",
+            "health",
+            "tasks",
+            f"tasks/{task_id}/events",
+            "events",
+            "metrics",
+            "openapi.json",
+        ):
+            answer = server.http.get(path, headers=page)
+            assert (answer.status_code, answer.json()["type"]) == (421, "urn:chanflow:problem:wrong-host"), path
+        for method, path in (("POST", "tasks/report"), ("DELETE", f"tasks/{task_id}")):
+            assert server.http.request(method, path, headers=page).status_code == 421
+        for host in ("localhost", "127.0.0.1", "[::1]", "shop.example"):
+            assert server.http.get("tasks", headers={"Host": f"{host}:8000"}).status_code == 200
+        server.http.delete(f"tasks/{task_id}")
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_hosts_with_tokens(place: Path) -> None:
+    """With tokens any name will do, unless there are some that are called for."""
+    (place / "tokens").write_text("first\n")
+    for arguments, status in (((), 200), (("--host-name", "shop.example"), 421)):
+        with serving(place, "serve", "application:quick", "--token-file", "tokens", *arguments) as server:
+            assert server.http.get("health", headers={"Host": "evil.example"}).status_code == status
+            server.end(signal.SIGTERM)
+
+
+def test_cors(place: Path) -> None:
+    """The pages of an origin that is named may use the service."""
+    with serving(place, "serve", "application:quick", "--cors", "https://app.example") as server:
+        page = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+        assert server.http.post("tasks/report", headers=page).headers["Access-Control-Allow-Origin"] == page["Origin"]
+        assert server.http.post("tasks/report", headers=page | {"Origin": "https://evil.example"}).status_code == 403
+        server.end(signal.SIGTERM)
 
 
 def test_mistakes_are_told_in_a_line(place: Path) -> None:
@@ -220,7 +296,16 @@ def test_mistakes_are_told_in_a_line(place: Path) -> None:
         port = taken.getsockname()[1]
         said = refused(place, "serve", "application:quick", "--port", str(port))
         assert said == (1, f"Error: can't listen on 127.0.0.1 port {port}: Address already in use")
-    assert refused(place, "serve", "application:quick", "--token-file", "empty") == (1, "Error: empty has no token")
+    said = refused(place, "serve", "application:quick", "--token-file", "empty")
+    assert said == (1, "Error: empty: the file has no token")
+    (place / "words").write_text("first\nsecond third\n")
+    code, line = refused(place, "serve", "application:quick", "--token-file", "words")
+    assert (code, line.startswith("Error: words: line 2: must be a secret without spaces, or ")) == (1, True)
+    assert "third" not in line
+    for option, value in (("--host-name", "a:1"), ("--cors", "*")):
+        code, line = refused(place, "serve", "application:quick", option, value)
+        assert (code, line.startswith("Error: ")) == (1, True)
+        assert repr(value) in line
     assert refused(place, "serve", "application:quick", "--token-file", "missing")[0] == 2
     assert refused(place, "serve", "application:nothing")[0] == 1
     assert refused(place, "serve", "application:quick", "--port", "70000")[0] == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,11 +24,14 @@ from chanflow.commands import (
     run,
     start_logging,
 )
-from chanflow.tasks import TaskService
+from chanflow.tasks import TaskService, Token
+from chanflow.tasks._token import parse_tokens
 
 __all__ = ["Serving", "demo_service", "serve"]
 
-LOCAL = {"127.0.0.1", "::1", "localhost"}
+LOCAL = ("127.0.0.1", "::1", "localhost")
+ANY = {"", "0.0.0.0", "::"}  # noqa: S104 -- they are no names
+"""Where to listen at all addresses of the machine."""
 host_option: Option = click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 port_option: Option = click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any that is free."
@@ -40,7 +44,7 @@ class Serving:
     def __init__(self, service: TaskService, host: str, port: int, backend: str, **options: Any) -> None:
         try:
             self._app: Any = service.asgi(**options)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:
             raise CommandError(str(error)) from None
         try:
             self._socket: socket.socket = server.listen(host, port)
@@ -84,7 +88,22 @@ class Serving:
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Bearer tokens, one a line: a request needs one of them.",
+    help="Bearer tokens, one a line, as `secret`, `name: secret` or `name[read,submit,admin]: secret`: a request "
+    "needs one of them.",
+)
+@click.option(
+    "--host-name",
+    "host_names",
+    multiple=True,
+    metavar="NAME",
+    help="A name or address by which the service is called; can be repeated. Without tokens, and with any of these, "
+    "requests by other names than these and the machine's own are refused.",
+)
+@click.option(
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="An origin, such as https://app.example, whose pages may use the service; can be repeated.",
 )
 @click.option(
     "--max-pending", type=click.IntRange(1), default=1000, show_default=True, help="With so many, more are refused."
@@ -111,6 +130,8 @@ def serve(
     backend: str,
     workers: int | None,
     token_file: Path | None,
+    host_names: tuple[str, ...],
+    cors: tuple[str, ...],
     max_pending: int,
     max_body: int,
     max_wait: float,
@@ -130,12 +151,16 @@ def serve(
     tokens = None if token_file is None else read_tokens(token_file)
     if tokens is None and host not in LOCAL:
         click.echo(f"anybody who reaches {host} can submit tasks, and read them: see --token-file", err=True)
+        if host in ANY and not host_names:
+            click.echo("requests by another name than localhost are refused: see --host-name", err=True)
     serving = Serving(
         found,
         host,
         port,
         backend,
         tokens=tokens,
+        hosts=hosts_of(host, host_names) if tokens is None or host_names else None,
+        cors=cors,
         max_pending=max_pending,
         max_body=max_body,
         max_wait=max_wait,
@@ -144,13 +169,21 @@ def serve(
     run(found, drain, backend, serving)
 
 
-def read_tokens(path: Path) -> list[str]:
+def hosts_of(host: str, names: Iterable[str] = ()) -> list[str]:
+    """Give the names for which to answer: a page could make up any other one for this machine, and read the tasks."""
+    return [*LOCAL, *names, *([] if host in ANY else [host])]
+
+
+def read_tokens(path: Path) -> list[Token]:
     """Read the tokens of a file."""
-    tokens = path.read_text("utf-8").split()
-    if not tokens:
-        msg = f"{path} has no token"
-        raise CommandError(msg)
-    return tokens
+    try:
+        return parse_tokens(path.read_bytes())
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise CommandError(msg) from None
+    except OSError as error:
+        msg = f"can't read {path}: {error.strerror}"
+        raise CommandError(msg) from None
 
 
 @click.command()
@@ -166,4 +199,4 @@ def demo_service(host: str, port: int, backend: str) -> None:
 
     start_logging("text")
     service = make_service()
-    run(service, 0.0, backend, Serving(service, host, port, backend))
+    run(service, 0.0, backend, Serving(service, host, port, backend, hosts=hosts_of(host)))

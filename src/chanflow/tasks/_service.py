@@ -28,6 +28,7 @@ from chanflow.tasks._idempotency import check_key, check_same
 from chanflow.tasks._open import open_store
 from chanflow.tasks._runner import Runner
 from chanflow.tasks._statistics import Tally, TaskStatistics
+from chanflow.tasks._token import Token
 from chanflow.tasks._trace import Tracing, find_tracing
 from chanflow.tasks._watch import Watches
 from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, revive
@@ -316,7 +317,9 @@ class TaskService:
     def asgi(
         self,
         *,
-        tokens: Sequence[str] | None = None,
+        tokens: Sequence[str | Token] | None = None,
+        hosts: Sequence[str] | None = None,
+        cors: Sequence[str] = (),
         max_pending: int = 1000,
         max_body: int = 1_000_000,
         max_wait: float = 60.0,
@@ -328,7 +331,13 @@ class TaskService:
         lifespan.
 
         Args:
-            tokens: bearer tokens of which a request needs one; None for none needed.
+            tokens: bearer tokens of which a request needs one, each a `Token`, or the secret of one that allows
+                everything; None for none needed.
+            hosts: names and addresses, without ports: a request whose `Host` is none of them is refused. None for any,
+                which is for whoever serves tasks with tokens, or mounts them in an app that looks at hosts itself:
+                otherwise, any page in a browser that can reach the service can read it, by a name of its own.
+            cors: origins, such as `https://app.example`, whose pages may use the service from a browser as any client
+                may.
             max_pending: how many tasks may be pending before more are refused, at least 1.
             max_body: how many bytes the body of a request may have, at least 1.
             max_wait: for how many seconds a request may wait for a task's end, at least 0.
@@ -338,12 +347,6 @@ class TaskService:
             ModuleNotFoundError: what it needs is not installed.
             TypeError, ValueError: an argument is not as said above.
         """
-        if tokens is not None and (
-            isinstance(tokens, str) or not tokens or not all(isinstance(token, str) and token for token in tokens)
-        ):
-            # Without the tokens themselves.
-            msg = f"tokens must be a sequence of one str or more, none empty, or None, got a {type(tokens).__name__}"
-            raise TypeError(msg)
         check_count("max_pending", max_pending, 1)
         check_count("max_body", max_body, 1)
         check_seconds("max_wait", max_wait)
@@ -353,7 +356,14 @@ class TaskService:
         from chanflow.tasks.http._app import make_app  # noqa: PLC0415 -- what it needs may be missing
 
         return make_app(
-            self, tokens, max_pending=max_pending, max_body=max_body, max_wait=max_wait, dead_letters=dead_letters
+            self,
+            tokens=tokens,
+            hosts=hosts,
+            cors=cors,
+            max_pending=max_pending,
+            max_body=max_body,
+            max_wait=max_wait,
+            dead_letters=dead_letters,
         )
 
     # What others ask of it

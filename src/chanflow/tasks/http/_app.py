@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from functools import partial
 from hashlib import blake2b
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -23,7 +25,8 @@ from chanflow._storage import StorageError
 from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks._handler import ArgumentError, Handler
 from chanflow.tasks._schema import describe as schema_of
-from chanflow.tasks.http._guard import Guard
+from chanflow.tasks._token import Token
+from chanflow.tasks.http._guard import SAFE_METHODS, TOKEN, Guard
 from chanflow.tasks.http._live import Live
 from chanflow.tasks.http._metrics import render
 from chanflow.tasks.http._openapi import describe
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
     from chanflow.tasks._service import TaskService
 
 __all__ = ["App", "make_app"]
+
+logger = logging.getLogger("chanflow.tasks")
 
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
@@ -110,18 +115,21 @@ class App:
         # Those that are asked for most come first: they are looked through in this order. One for each path, so that
         # a method that it hasn't is answered with all that it has.
         return [
-            Route("/tasks/{task}", Methods(GET=self.get, POST=self.submit, DELETE=self.cancel)),
-            Route("/tasks", Methods(GET=self.page)),
-            Route("/tasks/{task}/events", Methods(GET=self.watch)),
-            Route("/tasks/{task}/retry", Methods(POST=self.retry)),
-            Route("/health", Methods(GET=self.health)),
-            Route("/metrics", Methods(GET=self.metrics)),
-            Route("/events", Methods(GET=self.events)),
-            Route("/handlers", Methods(GET=self.handlers)),
-            Route("/dead-letters", Methods(GET=self.dead_letters)),
-            Route("/dead-letters/{topic}/replay", Methods(POST=self.replay)),
-            Route("/openapi.json", Methods(GET=self.openapi)),
-            *(Route(path, Methods(GET=file)) for path, file in pages.items()),
+            Route(
+                "/tasks/{task}",
+                Methods(GET=("read", self.get), POST=("submit", self.submit), DELETE=("admin", self.cancel)),
+            ),
+            Route("/tasks", Methods(GET=("read", self.page))),
+            Route("/tasks/{task}/events", Methods(GET=("read", self.watch))),
+            Route("/tasks/{task}/retry", Methods(POST=("admin", self.retry))),
+            Route("/health", Methods(GET=(None, self.health))),
+            Route("/metrics", Methods(GET=("read", self.metrics))),
+            Route("/events", Methods(GET=("read", self.events))),
+            Route("/handlers", Methods(GET=(None, self.handlers))),
+            Route("/dead-letters", Methods(GET=("admin", self.dead_letters))),
+            Route("/dead-letters/{topic}/replay", Methods(POST=("admin", self.replay))),
+            Route("/openapi.json", Methods(GET=(None, self.openapi))),
+            *(Route(path, Methods(GET=(None, file))) for path, file in pages.items()),
         ]
 
     # Tasks
@@ -287,7 +295,15 @@ class App:
         return json_response({"replayed": await self._service.bus.replay(topic, which.ids)})
 
 
-def make_app(service: TaskService, tokens: Sequence[str] | None, *, max_body: int, **options: Any) -> Guard:
+def make_app(
+    service: TaskService,
+    *,
+    tokens: Sequence[str | Token] | None,
+    hosts: Sequence[str] | None,
+    cors: Sequence[str],
+    max_body: int,
+    **options: Any,
+) -> Guard:
     """Make the app; on its own, it enters the service's block unless that was done already."""
 
     @asynccontextmanager
@@ -299,33 +315,51 @@ def make_app(service: TaskService, tokens: Sequence[str] | None, *, max_body: in
 
     app = App(service, max_body=max_body, **options)
     router = Router(app.routes(), default=not_found, redirect_slashes=False, lifespan=lifespan)
-    return Guard(router, tokens, app.waits, max_body)
+    return Guard(router, app.waits, max_body, tokens=tokens, hosts=hosts, cors=cors)
 
 
 class Methods:
-    """The endpoints of a path, each for a method: an ASGI app, which makes a problem of an error.
+    """The endpoints of a path, each for a method and the scope that a token needs for it: an ASGI app.
 
-    Starlette's own layers for that, and for each request, take a third of the time of a short one.
+    It makes a problem of an error. Starlette's own layers for that, and for each request, take a third of the time of a
+    short one.
     """
 
-    def __init__(self, **methods: Endpoint) -> None:
+    def __init__(self, **methods: tuple[str | None, Endpoint]) -> None:
         if "GET" in methods:
             methods["HEAD"] = methods["GET"]
-        self.methods: dict[str, Endpoint] = methods
+        self.methods: dict[str, tuple[str | None, Endpoint]] = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        endpoint = self.methods.get(scope["method"], self._refuse)
+        needed, endpoint = self.methods.get(scope["method"], (None, self._refuse))
+        token: Token | None = scope.get(TOKEN)
+        if token is not None and needed is not None and needed not in token.scopes:
+            endpoint = partial(refuse_scope, needed)
         try:
             response = await endpoint(Request(scope, receive))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             response = to_problem(error).response()
+        if token is not None and token.name is not None and scope["method"] not in SAFE_METHODS:
+            log_change(token.name, scope, response)
         await response(scope, receive, send)
 
     async def _refuse(self, request: Request) -> Response:
         allowed = ", ".join(sorted(self.methods))
         detail = f"this path has {allowed}, got {request.method}"
         raise Problem(Kind.METHOD_NOT_ALLOWED, detail, {"Allow": allowed})
+
+
+async def refuse_scope(needed: str, _request: Request) -> Response:
+    """Answer where the token does not do."""
+    raise Problem(Kind.SCOPE_REQUIRED, f"this needs a token with the scope {needed!r}")
+
+
+def log_change(name: str, scope: Scope, response: Response) -> None:
+    """Log who would change something, and what came of it; where a task was made, which."""
+    done = f"{scope['method']} {quote(scope['path'], safe=PATH_SAFE)}"
+    outcome = " ".join([str(response.status_code), response.headers.get("location", "")]).rstrip()
+    logger.info("%s: %s: %s", name, done, outcome, extra={"token_name": name})
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
