@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,6 +25,7 @@ from chanflow.commands import (
     run,
     start_logging,
 )
+from chanflow.connections import MAX_CONNECTIONS
 from chanflow.tasks import TaskService, Token
 from chanflow.tasks._token import parse_tokens
 
@@ -41,7 +43,15 @@ port_option: Option = click.option(
 class Serving:
     """The app of a service, served while the block lasts."""
 
-    def __init__(self, service: TaskService, host: str, port: int, backend: str, **options: Any) -> None:
+    def __init__(
+        self,
+        service: TaskService,
+        host: str,
+        port: int,
+        backend: str,
+        max_connections: int = MAX_CONNECTIONS,
+        **options: Any,
+    ) -> None:
         try:
             self._app: Any = service.asgi(**options)
         except (ModuleNotFoundError, ValueError) as error:
@@ -56,16 +66,19 @@ class Serving:
         shown = f"[{host}]" if ":" in host else host
         self.url: str = f"http://{shown}:{self._socket.getsockname()[1]}/"
         self._backend: str = backend
+        self._max_connections: int = max_connections
         self._stop: anyio.Event
         self._tasks: TaskGroup
 
     async def __aenter__(self) -> Self:
         for name in ("uvicorn", "hypercorn"):
-            # What they say of their own coming and going is said here.
-            logging.getLogger(name).setLevel(logging.WARNING)
+            # What they say of their own coming and going is said here, and what they say of each request that makes no
+            # sense would be for any client to fill the log with.
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._stop = anyio.Event()
         self._tasks = await anyio.create_task_group().__aenter__()
-        await self._tasks.start(server.serve, self._app, self._socket, self._backend, self._stop)
+        serve = partial(server.serve, max_connections=self._max_connections)
+        await self._tasks.start(serve, self._app, self._socket, self._backend, self._stop)
         return self
 
     async def __aexit__(
@@ -106,6 +119,13 @@ class Serving:
     help="An origin, such as https://app.example, whose pages may use the service; can be repeated.",
 )
 @click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="With so many, others wait; fewer where the process may not have so many files.",
+)
+@click.option(
     "--max-pending", type=click.IntRange(1), default=1000, show_default=True, help="With so many, more are refused."
 )
 @click.option(
@@ -132,6 +152,7 @@ def serve(
     token_file: Path | None,
     host_names: tuple[str, ...],
     cors: tuple[str, ...],
+    max_connections: int,
     max_pending: int,
     max_body: int,
     max_wait: float,
@@ -158,6 +179,7 @@ def serve(
         host,
         port,
         backend,
+        max_connections,
         tokens=tokens,
         hosts=hosts_of(host, host_names) if tokens is None or host_names else None,
         cors=cors,

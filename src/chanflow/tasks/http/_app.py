@@ -410,9 +410,9 @@ def letter(dead: Any) -> dict[str, Any]:
 
 def page_file(name: str, kind: str) -> Endpoint:
     """Make the route of a file of the dashboard."""
+    text = (resources.files("chanflow.tasks.http") / "dashboard" / name).read_bytes()
 
     async def answer(_request: Request) -> Response:
-        text = (resources.files("chanflow.tasks.http") / "dashboard" / name).read_bytes()
         headers = SAFE | {
             "Cache-Control": "no-cache",
             "Content-Security-Policy": PAGE_POLICY,

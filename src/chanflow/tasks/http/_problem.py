@@ -44,7 +44,6 @@ class Kind(Enum):
     INVALID_ARGUMENTS = 422, "The arguments do not fit"
     INVALID_PARAMETER = 422, "A parameter is not as it must be"
     INTERNAL_ERROR = 500, "The service failed"
-    BUSY = 503, "Too many requests are being answered"
     NOT_RUNNING = 503, "The service is stopping, or was not started"
     QUEUE_FULL = 503, "Too many tasks are pending"
     STORE_UNAVAILABLE = 503, "The store cannot be reached"

@@ -40,6 +40,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        # Servers may wait for a part of the body before they send the head, and the first message may take long.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
         if scope["method"] == "HEAD":
             await self._messages.aclose()
         else:
