@@ -11,7 +11,7 @@ from typing import Any, cast
 import trio
 from anyio import Event, create_task_group, current_time, move_on_after
 from hypercorn.config import Config
-from hypercorn.events import Closed, RawData, Updated
+from hypercorn.events import Closed, RawData
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
@@ -42,34 +42,38 @@ class Connection(TCPServer):
         self._connections = connections
         self._socket = taken
         self._held: bytearray | None = None
-        self._idle_since: float | None = current_time()
+        self._requests = 0
+        self._idle_since = current_time()
         self._sends: dict[object, float] = {}
         self._moved_at = 0.0
         self.idle_task: Any = self
 
-    # What hypercorn asks of its timer.
+    # What hypercorn asks of its timer, which need not be told: it forgets to when a connection turns to HTTP/2.
 
     async def restart(self, _task_group: object, _action: object) -> None:
-        """Take note that there is no request."""
-        self._idle_since = current_time()
+        """Do nothing."""
 
     async def stop(self) -> None:
-        """Take note that there is one."""
-        self._idle_since = None
+        """Do nothing."""
 
     # What it asks of an app, and of a connection.
 
     async def answer(self, scope: Any, receive: Any, send: Any, _spawn: object, _call_soon: object) -> None:
         """Call the app."""
-        if scope["http_version"] < "2":
-            await self._asgi(scope, receive, self._together(send))
-        elif self._connections.take():
-            try:
-                await self._asgi(scope, receive, self._timed(send))
-            finally:
-                self._connections.leave()
-        else:
-            self.abort()
+        self._requests += 1
+        try:
+            if scope["http_version"] < "2":
+                await self._asgi(scope, receive, self._together(send))
+            elif self._connections.take():
+                try:
+                    await self._asgi(scope, receive, self._timed(send))
+                finally:
+                    self._connections.leave()
+            else:
+                self.abort()
+        finally:
+            self._requests -= 1
+            self._idle_since = current_time()
 
     def _timed(self, send: Any) -> Any:
         """Take note of when an app began to send something."""
@@ -113,10 +117,7 @@ class Connection(TCPServer):
             return
         # The last part of an answer comes before its end.
         await self._let_go()
-        if isinstance(event, Updated):
-            self._idle_since = current_time() if event.idle else None
-        else:
-            await super().protocol_send(event)
+        await super().protocol_send(event)
 
     async def _let_go(self) -> None:
         """Send what was held back."""
@@ -156,11 +157,11 @@ class Connection(TCPServer):
     @property
     def is_idle(self) -> bool:
         """Whether there is no request."""
-        return self._idle_since is not None
+        return not self._requests
 
     def overdue(self, now: float) -> bool:
         """Tell whether its client has been waited for long enough."""
-        if self._idle_since is not None:
+        if self.is_idle:
             return now - self._idle_since > HEAD_SECONDS
         return any(now - max(since, self._moved_at) > STALL_SECONDS for since in self._sends.values())
 
