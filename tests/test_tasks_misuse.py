@@ -15,6 +15,7 @@ import pytest
 from anyio import create_task_group, fail_after
 
 from chanflow import Retry
+from chanflow._check import show
 from chanflow.tasks import (
     ArgumentError,
     Progress,
@@ -112,9 +113,13 @@ async def test_regression_ids_that_no_task_has(store: str) -> None:
         task_id = await service.submit("double")
         for unknown in ("", "\ud800", "a\0b", "two\nlines", "9" * 100_000):
             for call in service.get, service.result, service.cancel, service.wait, service.retry:
-                with pytest.raises(UnknownTaskError, match=whole(f"there is no task {unknown!r}, or it has expired")):
+                with pytest.raises(
+                    UnknownTaskError, match=whole(f"there is no task {show(unknown)}, or it has expired")
+                ):
                     await call(unknown)
-            assert await service.page(after=unknown) == []
+            message = f"after must be the id of a task that is there; {show(unknown)} has expired, or never was"
+            with pytest.raises(UnknownTaskError, match=whole(message)):
+                await service.page(after=unknown)
         wrong: Any
         after: Any = 5
         for wrong in (None, 5, b"x", ["x"]):

@@ -23,12 +23,13 @@ from chanflow._storage import StorageError
 from chanflow.bus import Bus, connect
 from chanflow.tasks._bus_dispatch import BusDispatch
 from chanflow.tasks._dispatch import Dispatch, StoreDispatch
-from chanflow.tasks._errors import TaskCancelledError, TaskFailedError, TaskStateError, UnknownTaskError
+from chanflow.tasks._errors import TaskCancelledError, TaskFailedError, TaskStateError, UnknownTaskError, unknown_cursor
 from chanflow.tasks._handler import MAX_SECONDS, Handler, topic_of
 from chanflow.tasks._idempotency import check_key, check_same
 from chanflow.tasks._open import open_store
 from chanflow.tasks._runner import Runner
 from chanflow.tasks._statistics import Tally, TaskStatistics
+from chanflow.tasks._token import Token
 from chanflow.tasks._trace import Tracing, find_tracing
 from chanflow.tasks._watch import Watches
 from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, revive
@@ -136,8 +137,8 @@ class TaskService:
 
         Args:
             fn: the function.
-            name: what the task is called in the store, from 1 to 200 printable characters without a slash; the
-                function's own name by default.
+            name: what the task is called in the store and in URLs, from 1 to 200 printable characters without a slash,
+                not `.` or `..`; the function's own name by default.
             retry: how often to attempt it, and which errors are worth another attempt. An attempt that ended with its
                 worker, which was killed, counts and is made again, whatever `on` says. By default an error ends the
                 task, and after three attempts that ended so it has failed; `Retry(1)` for one attempt at most.
@@ -162,7 +163,7 @@ class TaskService:
             msg = f"retry must be a Retry, got {show(retry)}"
             raise TypeError(msg)
         if name is not None:
-            check_name(name)
+            check_task_name(name)
         if self._tasks is not None:
             msg = "tasks must be registered before the service's block is entered"
             raise RuntimeError(msg)
@@ -175,7 +176,7 @@ class TaskService:
             if chosen is None:
                 msg = f"a task that is no plain function needs a name: {show(fn)}"
                 raise TypeError(msg)
-            check_name(chosen)
+            check_task_name(chosen)
             handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout, limit)
             if handler.name in self._handlers:
                 msg = f"there is a task {handler.name!r} already"
@@ -321,7 +322,9 @@ class TaskService:
     def asgi(
         self,
         *,
-        tokens: Sequence[str] | None = None,
+        tokens: Sequence[str | Token] | None = None,
+        hosts: Sequence[str] | None = None,
+        cors: Sequence[str] = (),
         max_pending: int = 1000,
         max_body: int = 1_000_000,
         max_wait: float = 60.0,
@@ -333,7 +336,13 @@ class TaskService:
         lifespan.
 
         Args:
-            tokens: bearer tokens of which a request needs one; None for none needed.
+            tokens: bearer tokens of which a request needs one, each a `Token`, or the secret of one that allows
+                everything; None for none needed.
+            hosts: names and addresses, without ports: a request whose `Host` is none of them is refused. None for any,
+                which is for whoever serves tasks with tokens, or mounts them in an app that looks at hosts itself:
+                otherwise, any page in a browser that can reach the service can read it, by a name of its own.
+            cors: origins, such as `https://app.example`, whose pages may use the service from a browser as any client
+                may.
             max_pending: how many tasks may be pending before more are refused, at least 1.
             max_body: how many bytes the body of a request may have, at least 1.
             max_wait: for how many seconds a request may wait for a task's end, at least 0.
@@ -343,12 +352,6 @@ class TaskService:
             ModuleNotFoundError: what it needs is not installed.
             TypeError, ValueError: an argument is not as said above.
         """
-        if tokens is not None and (
-            isinstance(tokens, str) or not tokens or not all(isinstance(token, str) and token for token in tokens)
-        ):
-            # Without the tokens themselves.
-            msg = f"tokens must be a sequence of one str or more, none empty, or None, got a {type(tokens).__name__}"
-            raise TypeError(msg)
         check_count("max_pending", max_pending, 1)
         check_count("max_body", max_body, 1)
         check_seconds("max_wait", max_wait)
@@ -358,7 +361,14 @@ class TaskService:
         from chanflow.tasks.http._app import make_app  # noqa: PLC0415 -- what it needs may be missing
 
         return make_app(
-            self, tokens, max_pending=max_pending, max_body=max_body, max_wait=max_wait, dead_letters=dead_letters
+            self,
+            tokens=tokens,
+            hosts=hosts,
+            cors=cors,
+            max_pending=max_pending,
+            max_body=max_body,
+            max_wait=max_wait,
+            dead_letters=dead_letters,
         )
 
     # What others ask of it
@@ -635,13 +645,14 @@ class TaskService:
             limit: the most to give, at least 1.
 
         Raises:
+            UnknownTaskError: `after` has expired, or never was: begin again with the first page.
             ClosedResourceError: the service's block was not entered.
             StorageError: the store failed.
         """
         self._check_open()
         check_count("limit", limit, 1)
         if after is not None and not may_be_id("after", after):
-            return []
+            raise unknown_cursor(after)
         return await self._store.page(self._store.now(), status=status, after=after, limit=limit)
 
     async def count(self) -> dict[TaskStatus, int]:
@@ -702,7 +713,7 @@ class TaskService:
 
     def _known(self, task_id: str, record: TaskRecord | None) -> TaskRecord:
         if record is None:
-            msg = f"there is no task {task_id!r}, or it has expired"
+            msg = f"there is no task {show(task_id)}, or it has expired"
             raise UnknownTaskError(msg)
         return record
 
@@ -714,13 +725,6 @@ class TaskService:
             except StorageError as error:
                 logger.error("looking for expired tasks failed, and is tried again: %s", error)  # noqa: TRY400
             await sleep(SWEEP_INTERVAL)
-
-
-def check_name(name: object) -> None:
-    """Refuse what can't be a handler's name: it is part of a URL, and of what is stored."""
-    if not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name.isprintable() and "/" not in name):
-        msg = f"name must be a str of 1 to {MAX_NAME} printable characters without a slash, got {show(name)}"
-        raise ValueError(msg)
 
 
 def may_be_id(argument: str, task_id: object) -> bool:
@@ -735,6 +739,16 @@ def check_most(argument: str, seconds: float) -> None:
     """Refuse a time that no date can tell."""
     if seconds > MAX_SECONDS:
         msg = f"{argument} must be <= {MAX_SECONDS:.0f}, a hundred years, got {seconds}"
+        raise ValueError(msg)
+
+
+def check_task_name(name: object) -> None:
+    """Refuse a name that could not be a part of a URL's path."""
+    if not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name.isprintable() and "/" not in name):
+        msg = f"name must be a str of 1 to {MAX_NAME} printable characters without a slash, got {show(name)}"
+        raise ValueError(msg)
+    if name in {".", ".."}:
+        msg = f"name must not be . or .., which are steps in a URL's path, got {show(name)}"
         raise ValueError(msg)
 
 

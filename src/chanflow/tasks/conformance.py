@@ -15,6 +15,7 @@ import pytest
 from anyio import create_task_group, fail_after, sleep
 from msgspec.structs import replace
 
+from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks.record import (
     NEGLECT,
     ProgressReport,
@@ -559,7 +560,10 @@ class StoreConformance:
         ]
         assert await pages(2, TaskStatus.CANCELLED) == [["task 5", "task 3"], ["task 1"]]
         assert await pages(100, TaskStatus.RUNNING) == []
-        assert await store.page(NOW, after="unknown") == []
+        for number in (5, 3):
+            with pytest.raises(UnknownTaskError):
+                await store.page(NOW, after=f"task {number + 100}")
+            assert await store.page(NOW, after=f"task {number}") != []
         counts = await store.count(NOW)
         assert counts == {**dict.fromkeys(TaskStatus, 0), TaskStatus.PENDING: 4, TaskStatus.CANCELLED: 3}
         await store.aclose()

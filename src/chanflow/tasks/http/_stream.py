@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
-import msgspec
 from anyio import CancelScope, ClosedResourceError, Lock, create_task_group, sleep
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,9 +21,10 @@ KEEP_ALIVE = 5.0
 only by this that the client is gone."""
 
 
-def event(name: str, data: object) -> bytes:
-    """Make a message."""
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))
+def event(name: str, data: bytes, event_id: str | None = None) -> bytes:
+    """Make a message of JSON; a client that connects again tells the id of the last one that it has seen."""
+    told = f"event: {name}\n" if event_id is None else f"event: {name}\nid: {event_id}\n"
+    return b"%sdata: %s\n\n" % (told.encode(), data)
 
 
 class EventStream(Response):
@@ -45,7 +45,10 @@ class EventStream(Response):
         else:
             # Some servers tell of a client that went away, others raise.
             async with aclosing(self._messages), self._waits.waiting(receive) as still_there:
-                await self._send_all(Sender(send, still_there))
+                sender = Sender(send, still_there)
+                # Servers may send the head only with a part of the body, and the first message may take long.
+                await sender.send(b"")
+                await self._send_all(sender)
         with suppress(OSError):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -281,7 +281,7 @@ local chosen, after, limit = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local below, found, left = '+inf', {{}}, limit
 if after ~= '' then
     local number = redis.call('ZSCORE', prefix .. 'all', after)
-    if not number then return found end
+    if not number then return false end
     below = '(' .. number
 end
 while left > 0 do

@@ -19,6 +19,7 @@ from typing import TypeAlias
 from anyio import TASK_STATUS_IGNORED, sleep_forever
 
 from chanflow._park import Home, running_home
+from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Store, TaskStarted, Tell, news_of
 
@@ -243,6 +244,8 @@ class MemoryStore(Store):
     def _newest(self, now: float, after: str | None) -> Iterator[TaskRecord]:
         records = reversed(self._records.values())
         if after is not None:
+            if after not in self._records:
+                raise unknown_cursor(after)
             for record in records:
                 if record.id == after:
                     break

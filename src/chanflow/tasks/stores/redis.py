@@ -29,6 +29,7 @@ from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
 from coredis.retry import NoRetryPolicy
 
 from chanflow._storage import StorageError
+from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._gather import Gather
@@ -342,6 +343,8 @@ class RedisStore(Store):
         while len(records) < limit:
             wanted = limit - len(records)
             found = await self._run(PAGE, "all" if status is None else f"status:{status.value}", after or "", wanted)
+            if found is None:
+                raise unknown_cursor(str(after))
             for each_id, kept in triples(found):
                 after = each_id
                 record = self._read(each_id, kept)

@@ -23,6 +23,7 @@ import msgspec
 from anyio import TASK_STATUS_IGNORED, sleep_forever
 
 from chanflow._storage import Connection, Database, StorageError
+from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._bell import Bell
@@ -197,8 +198,11 @@ class SqliteStore(Store):
                 query += f" AND status = ? AND due_at IS {'NULL' if status.is_end else 'NOT NULL'}"
                 arguments.append(status.value)
             if after is not None:
-                query += " AND number < (SELECT number FROM tasks WHERE id = ?)"
-                arguments.append(after)
+                row = connection.execute("SELECT number FROM tasks WHERE id = ?", [after]).fetchone()
+                if row is None:
+                    raise unknown_cursor(after)
+                query += " AND number < ?"
+                arguments += row
             rows = connection.execute(f"{query} ORDER BY number DESC", arguments)
             return list(islice((record for row in rows if (record := self._decode(*row)) is not None), limit))
 
