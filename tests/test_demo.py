@@ -334,14 +334,17 @@ def test_a_progress_bar_on_a_terminal(tree: Path, backend: str) -> None:
     assert seen.rstrip().endswith(b"\x1b[2K")
 
 
-def test_the_standard_library_is_the_default(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_standard_library_is_the_default(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Without PATH it is the standard library, but for what was installed into it."""
     (tree / "site-packages").mkdir()
     (tree / "site-packages" / "installed").touch()
     monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tree)}.__getitem__)
-    result = CliRunner().invoke(main, ["demo", "--output", "-", "--workers", "1"])
+    target = tmp_path_factory.mktemp("sums") / "sums"
+    result = CliRunner().invoke(main, ["demo", "--output", str(target), "--workers", "1"])
     assert result.exit_code == 0
-    assert list(digests(result.stdout_bytes)) == [
+    assert list(digests(target.read_bytes())) == [
         os.fsencode(tree / name) for name in ("a", "e", "b/c", "b/nothing", "b/deep/d")
     ]
 

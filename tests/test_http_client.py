@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import gc
 import json
+import logging
 import math
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from email.utils import formatdate
 from itertools import pairwise
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from anyio import create_task_group, fail_after, move_on_after, sleep
+from anyio import ClosedResourceError, create_task_group, fail_after, move_on_after, sleep, to_thread
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -28,7 +33,7 @@ from chanflow.tasks import (
     UnknownTaskError,
 )
 from chanflow.tasks import wire as wire_module
-from chanflow.tasks.http import ServiceError, TaskClient
+from chanflow.tasks.http import ServiceError, TaskClient, Watch
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_http import broken, count_up, slow, virtual_clock  # noqa: F401 -- the last is a fixture
@@ -60,11 +65,11 @@ async def served(*handlers: Any, **how: Any) -> AsyncIterator[tuple[TaskService,
 
 
 @asynccontextmanager
-async def mocked(answer: Answer, **options: Any) -> AsyncIterator[TaskClient]:
+async def mocked(answer: Answer, url: str = "http://test", **options: Any) -> AsyncIterator[TaskClient]:
     """Ask what answers as a test says."""
     async with (
         httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http,
-        TaskClient("http://test", http=http, **options) as client,
+        TaskClient(url, http=http, **options) as client,
     ):
         yield client
 
@@ -252,6 +257,19 @@ async def test_wait_times_out() -> None:
         assert await client.result(task_id, 31.0) == "done"
 
 
+async def test_wait_times_out_without_an_answer() -> None:
+    """However long it would be tried again."""
+    async with mocked(
+        in_turn(*[httpx.Response(503)] * 9)[0], retry=Retry(9, delay=10.0, jitter=0), timeout=2.0
+    ) as client:
+        began = anyio.current_time()
+        with pytest.raises(
+            TimeoutError, match=whole("http://test: no answer to how task id is, after 30.0 s and 2.0 s more")
+        ):
+            await client.wait("id", 30.0)
+        assert anyio.current_time() - began == pytest.approx(32.0, abs=0.1)
+
+
 async def test_wait_lets_the_service_wait() -> None:
     """A request waits for 20 seconds at most, and is given that much longer for its answer."""
     end = changed(status="success", result=5)
@@ -309,8 +327,6 @@ async def test_watch() -> None:
         assert not service._watches
 
 
-# httpx leaves its own generators to be collected.
-@pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 async def test_watch_goes_on_after_a_broken_stream() -> None:
     """A connection that breaks is made again, and nothing is told twice."""
     first, second, third = (changed(attempts=number, status="running") for number in (1, 2, 3))
@@ -394,7 +410,6 @@ async def test_watch_does_not_hammer_a_service_without_streams(how: str) -> None
     assert asked > 2
 
 
-@pytest.mark.filterwarnings("ignore:Async generator 'httpx:ResourceWarning")
 async def test_leaving_a_watch() -> None:
     """An iteration that is given up closes its connection."""
     closed = False
@@ -427,6 +442,89 @@ async def test_leaving_a_watch() -> None:
         assert closed
 
 
+class Endless(httpx.AsyncByteStream):
+    """A stream without an end, as httpx gives it: generators within generators."""
+
+    def __init__(self, part: bytes) -> None:
+        self.part = part
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield self.part
+            await sleep(1.0)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("how", ["dropped", "cancelled", "other thread", "client closed"])
+async def test_a_watch_that_is_left_leaves_nothing_behind(how: str) -> None:
+    """However it is left, its connection is closed, and the garbage collector finds no generator of anybody's."""
+    stream = Endless(message(changed(attempts=1)))
+    answer, _ = in_turn(told(), httpx.Response(200, stream=stream))
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        async with TaskClient("http://test", http=http) as client:
+            records: Watch | None = client.watch("id")
+            assert records is not None
+            assert [await anext(records), await anext(records)] == [RECORD, changed(attempts=1)]
+            if how == "cancelled":
+                with move_on_after(2.0) as scope:
+                    await anext(records)
+                assert scope.cancelled_caught
+                # It can go on.
+                stream.part = message(changed(attempts=2))
+                assert await anext(records) == changed(attempts=2)
+            if how == "other thread":
+                dropped = [records]
+                records = None
+                await to_thread.run_sync(dropped.clear)
+            if how != "client closed":
+                del records
+                await sleep(0.1)
+                assert stream.closed
+        assert stream.closed
+        if how == "client closed":
+            assert records is not None
+            for closed in records, client.watch("id"):
+                with pytest.raises(ClosedResourceError):
+                    await anext(closed)
+    gc.collect()
+
+
+async def test_a_block_that_is_cancelled_or_fails() -> None:
+    """Its streams end with it, and its error is its own."""
+    for error in (None, ValueError("of the block")):
+        stream = Endless(message(changed(attempts=1)))
+        answer, _ = in_turn(told(), httpx.Response(200, stream=stream))
+        caught = pytest.raises(ValueError, match=whole("of the block")) if error else nullcontext()
+        with move_on_after(1.0) as scope, caught:
+            async with mocked(answer) as client:
+                records = client.watch("id")
+                assert [await anext(records), await anext(records)] == [RECORD, changed(attempts=1)]
+                if error:
+                    raise error
+                await sleep(10.0)
+        assert stream.closed
+        assert scope.cancelled_caught == (error is None)
+    gc.collect()
+
+
+async def test_leaving_a_loop() -> None:
+    """A plain `break` will do."""
+    stream = Endless(message(changed(attempts=1)))
+    answer, _ = in_turn(told(), httpx.Response(200, stream=stream))
+    async with mocked(answer) as client:
+        # One that was not begun.
+        await client.watch("id").aclose()
+        async for record in client.watch("id"):
+            if record.attempts == 1:
+                break
+        await sleep(0.1)
+        assert stream.closed
+    gc.collect()
+
+
 # What goes wrong
 
 
@@ -436,8 +534,13 @@ async def test_leaving_a_watch() -> None:
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("too slow"),
         httpx.RemoteProtocolError("no HTTP"),
+        httpx.Response(429),
+        httpx.Response(502),
         httpx.Response(503),
-        httpx.Response(503, headers={"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}),
+        httpx.Response(504),
+        httpx.Response(503, headers={"Retry-After": "soon"}),
+        httpx.Response(503, headers={"Retry-After": "-1"}),
+        httpx.Response(503, headers={"Retry-After": "Wed, 99 Oct 2026 07:28:00 GMT"}),
     ],
 )
 async def test_what_fails_for_a_moment_is_tried_again(error: Any) -> None:
@@ -452,16 +555,33 @@ async def test_what_fails_for_a_moment_is_tried_again(error: Any) -> None:
     assert len(asked) == 3
 
 
-async def test_a_service_says_when_to_try_again() -> None:
+AT_SEVEN, AT_NINE = (f"Wed, 21 Oct 2026 07:00:0{second} GMT" for second in (7, 9))
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": "0"}, 0.0),
+        # By the service's clock, if it tells that.
+        ({"Retry-After": AT_NINE, "Date": AT_SEVEN}, 2.0),
+        ({"Retry-After": AT_SEVEN, "Date": AT_NINE}, 0.0),
+        ({"Retry-After": formatdate(0.0, usegmt=True)}, 0.0),
+        # No longer than the retry would wait.
+        ({"Retry-After": "61"}, 60.0),
+        ({"Retry-After": "9" * 400}, 60.0),
+        ({"Retry-After": "Fri, 31 Dec 9999 23:59:59 GMT"}, 60.0),
+    ],
+)
+async def test_a_service_says_when_to_try_again(status: int, headers: dict[str, str], seconds: float) -> None:
     """Retry-After takes the place of the backoff."""
-    answer, asked = in_turn(
-        httpx.Response(503, headers={"Retry-After": "7"}), httpx.Response(503, headers={"Retry-After": "0"}), told()
-    )
+    answer, asked = in_turn(httpx.Response(status, headers=headers), told())
     async with mocked(answer, retry=STEADY) as client:
         began = anyio.current_time()
         assert await client.get("id") == RECORD
-        assert anyio.current_time() - began == pytest.approx(7.0, abs=0.01)
-    assert len(asked) == 3
+        assert anyio.current_time() - began == pytest.approx(seconds, abs=0.01)
+    assert len(asked) == 2
 
 
 async def test_a_full_service_has_room_again() -> None:
@@ -528,7 +648,7 @@ async def test_the_retry_says_what_is_worth_another_try() -> None:
         (httpx.Response(404, json={"detail": "nothing here"}), "http://test: 404 nothing here"),
         (httpx.Response(500, json=["what?"]), "http://test: 500 Internal Server Error"),
         (httpx.Response(500, json={}), "http://test: 500 Internal Server Error"),
-        (httpx.Response(502, content=b"\xff"), "http://test: 502 Bad Gateway"),
+        (httpx.Response(500, content=b"\xff"), "http://test: 500 Internal Server Error"),
         (httpx.Response(302, headers={"Location": "/login"}), "http://test: 302 Found"),
         (httpx.Response(413), "http://test: 413 Request Entity Too Large"),
     ],
@@ -588,8 +708,57 @@ async def test_a_key_that_cannot_be_sent(key: str) -> None:
         assert sum((await service.count()).values()) == 0
 
 
+@pytest.mark.parametrize("token", ["", " s3cret", "s3cret ", "s3crèt", "s3cret\r\nX: y", "s3cret\x7f", b"s3cret", 5])
+def test_a_token_that_cannot_be_sent(token: Any) -> None:
+    """It is refused, and not told."""
+    with pytest.raises((ValueError, TypeError), match=r"^token must be ") as caught:
+        TaskClient("http://test", token=token)
+    assert "s3cr" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [
+        ("test", "url must be http://HOST[:PORT][/PATH] or https://..., got 'test'"),
+        ("ftp://user:s3cret@test", "url must be http://HOST[:PORT][/PATH] or https://..., got 'ftp://test'"),
+        ("http://", "url must be http://HOST[:PORT][/PATH] or https://..., got 'http://'"),
+        ("http://:80", "url must be http://HOST[:PORT][/PATH] or https://..., got 'http://:80'"),
+        ("http://user:s/s3cret@test", "url must be http://HOST[:PORT][/PATH] or https://..., got 'http://...'"),
+        ("http://test/?key=s3cret", "url must have no query and no fragment: http://test/"),
+        ("http://test/#s3cret", "url must have no query and no fragment: http://test/"),
+    ],
+)
+def test_urls_that_are_refused(url: str, rule: str) -> None:
+    """A clear error, without what may be secret."""
+    with pytest.raises(ValueError, match=whole(rule)):
+        TaskClient(url)
+
+
+async def test_user_information_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
+    """It is sent, and neither told nor logged, not even by httpx."""
+    caplog.set_level(logging.DEBUG)
+    answer, asked = in_turn(told(), told(), httpx.Response(200, content=b""), httpx.ConnectError("refused"))
+    async with mocked(answer, "http://us%40er:s3cr%2Fet@test/a/", retry=Retry(1)) as client:
+        assert repr(client) == "<TaskClient http://test/a>"
+        await client.get("id")
+        records = client.watch("id")
+        assert await anext(records) == RECORD
+        with pytest.raises(ServiceError, match=whole("http://test/a: refused")) as caught:
+            await anext(records)
+    sent = "Basic " + base64.b64encode(b"us@er:s3cr/et").decode()
+    assert [request.headers["Authorization"] for request in asked] == [sent] * 4
+    assert "s3cr" not in "".join(traceback.format_exception(caught.value, limit=0)) + caplog.text
+    with pytest.raises(
+        ValueError,
+        match=whole("url must have no user information where there is a token: a request has one or the other"),
+    ):
+        TaskClient("http://user:s3cret@test", token="token")  # noqa: S106 -- of the test
+
+
 def test_a_client_refuses() -> None:
     """A wrong argument is named."""
+    with pytest.raises(TypeError, match=whole("url must be a str, got 5")):
+        TaskClient(5)  # type: ignore[arg-type]
     for timeout, error, text in (
         (0, ValueError, "timeout must be > 0, got 0"),
         ("1", TypeError, "timeout must be a number, got '1'"),

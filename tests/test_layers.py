@@ -15,7 +15,7 @@ SOURCE = Path(chanflow.__file__).parent
 
 # Each storey may import from those before it, and modules of one tier not from each other.
 TIERS = [
-    {"_check"},
+    {"_check", "_url", "_visible"},
     {"_park"},
     {"_room", "_offload", "_ledger"},
     {"_state", "_signal"},
@@ -36,7 +36,8 @@ TIERS = [
     {"tasks._errors", "tasks._schema"},
     {"tasks._handler"},
     {"tasks.store"},
-    {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._scripts"},
+    {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._redis_url", "tasks.stores._scripts"},
+    {"tasks.stores._redis_client"},
     {"tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
     {"tasks._open", "tasks._token", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
     {"tasks._dispatch", "tasks._idempotency", "tasks.wire"},
@@ -49,9 +50,10 @@ TIERS = [
     {"tasks.http._app", "tasks.http"},
     {"tasks._service"},
     {"tasks"},
-    {"demo", "demo_service", "commands", "connections"},
+    {"demo", "demo_service", "ending", "connections"},
     {"server_uvicorn", "server_hypercorn"},
     {"server"},
+    {"commands"},
     {"serve"},
     {"cli"},
 ]

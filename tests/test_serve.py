@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -206,6 +207,65 @@ def test_tokens(place: Path) -> None:
     assert said == []
 
 
+@pytest.mark.parametrize(
+    ("root_path", "said", "shown"),
+    [
+        ("", None, ""),
+        ("/reports", None, "/reports"),
+        ("/a/b%20c", None, "/a/b c"),
+        ("/reports", "/x/y/", "/x/y"),
+        # What is no path, or would be another host's, is not believed.
+        ("/reports", "//evil.example", "/reports"),
+        ("/reports", "/a/../b", "/reports"),
+        ("/reports", "http://evil.example", "/reports"),
+        ("/reports", "/a?b", "/reports"),
+        ("", "/a\\b", ""),
+    ],
+)
+def test_below_a_path(place: Path, backend: str, root_path: str, said: str | None, shown: str) -> None:
+    """A proxy that takes a path off says which, or the command is told: addresses in answers begin with it."""
+    with serving(place, "serve", "application:quick", "--backend", backend, "--root-path", root_path) as server:
+        headers = {} if said is None else {"X-Forwarded-Prefix": said, "X-Forwarded-For": "192.0.2.1"}
+        answer = server.http.post("tasks/report", json={}, headers=headers)
+        task_id = answer.json()["task_id"]
+        assert unquote(answer.headers["Location"]) == f"{shown}/tasks/{task_id}"
+        assert server.http.get(f"tasks/{task_id}", headers=headers).status_code == 200
+        assert server.http.get("", headers=headers).status_code == 200
+        assert server.http.get("dashboard.js", headers=headers).status_code == 200
+
+
+def test_a_unix_socket(place: Path, backend: str) -> None:
+    """It is made, asked and taken away again; one that is left over is in nobody's way, and one in use is refused."""
+    arguments = [*COMMAND, "serve", "application:quick", "--backend", backend, "--uds", "socket"]
+    path = place / "socket"
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(path))
+    with subprocess.Popen(arguments, cwd=place, text=True, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == "serving on unix:socket\n"
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as http:
+                answer = http.post("tasks/report", json={}, headers={"Prefer": "wait=10", "X-Forwarded-Prefix": "/a"})
+                assert answer.json()["status"] == "success"
+                assert http.get("tasks").status_code == 200
+                second = subprocess.run(
+                    arguments, cwd=place, text=True, capture_output=True, timeout=PATIENCE, check=False
+                )
+                assert (second.returncode, second.stderr) == (
+                    1,
+                    "Error: can't listen on socket: Address already in use\n",
+                )
+                assert http.get("health").status_code == 200
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+            assert not path.exists()
+        finally:
+            process.kill()
+    path.write_text("somebody's")
+    assert refused(place, "serve", "application:quick", "--uds", "socket")[0] == 1
+    assert path.read_text() == "somebody's"
+
+
 def test_names_and_scopes_of_tokens(place: Path) -> None:
     """Each token does what its line of the file says, and the log names whose it was."""
     (place / "tokens").write_text("\ufeff# alice's laptop\nalice: first\nbob[read]: second\n", "utf-8")
@@ -310,6 +370,16 @@ def test_mistakes_are_told_in_a_line(place: Path) -> None:
     assert refused(place, "serve", "application:quick", "--token-file", "missing")[0] == 2
     assert refused(place, "serve", "application:nothing")[0] == 1
     assert refused(place, "serve", "application:quick", "--port", "70000")[0] == 2
+    for wrong in "reports", "/reports/", "//reports", "/a b", "/..":
+        rule = "must begin with a slash, and not end with one, in letters, digits and -._~/%"
+        assert refused(place, "serve", "application:quick", "--root-path", wrong) == (
+            2,
+            f"Error: Invalid value for '--root-path': {rule}, got {wrong!r}",
+        )
+    assert refused(place, "serve", "application:quick", "--uds", "a" * 200) == (
+        1,
+        f"Error: can't listen on {'a' * 200}: AF_UNIX path too long",
+    )
     without = "import sys; sys.modules['starlette'] = None; from chanflow.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", without, "serve", "application:quick"],

@@ -273,7 +273,7 @@ async def test_news_that_can_be_heard_only_later(
                     await sleep(0.01)
             tasks.cancel_scope.cancel()
         assert [news.id for news in heard if news is not None] == ["task 1"]
-        assert "tells no news, which is tried again: not now" in caplog.text
+        assert "no news, which is tried again: not now" in caplog.text
         assert "the clock can't be read: not now" in caplog.text
 
 

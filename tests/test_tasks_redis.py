@@ -219,7 +219,8 @@ async def test_a_password_is_not_told() -> None:
 
 def test_without_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing, and how to install it, is said."""
-    monkeypatch.delitem(sys.modules, "chanflow.tasks.stores.redis", raising=False)
+    for name in "chanflow.tasks.stores.redis", "chanflow.tasks.stores._redis_client":
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "coredis", None)
     with pytest.raises(ModuleNotFoundError, match=r"^a store in Redis needs coredis: pip install 'chanflow\[redis\]'$"):
         TaskService(store="redis://127.0.0.1")

@@ -208,6 +208,7 @@ class Database:
         return batch
 
     def _connect(self) -> Connection:
+        make_private(self._path)
         # Transactions are begun by hand.
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
@@ -248,6 +249,17 @@ def still_there(path: Path, opened: os.stat_result | None) -> os.stat_result:
         msg = "the file was moved or deleted while it was open: restart whoever has it open"
         raise sqlite3.OperationalError(msg)
     return there
+
+
+making = threading.Lock()
+
+
+def make_private(path: Path) -> None:
+    """Make a file that only its owner may read, unless it is there; why it can't be made, SQLite will say."""
+    # One that is there is not opened: to close it would take away the locks that this process has on it. Nor is it
+    # opened by another thread before it is closed here.
+    with making, suppress(OSError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def prepare(schema: str, connection: Connection) -> None:

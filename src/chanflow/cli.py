@@ -9,13 +9,14 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from io import UnsupportedOperation
-from typing import IO
+from io import TextIOWrapper, UnsupportedOperation
+from typing import IO, Any
 
 import anyio
 from anyio import CancelScope, open_signal_receiver
 from attrs import define, field
 
+from chanflow._visible import visible
 from chanflow.demo import Digest, Summary, checksum_line, digest_tree, measure_speedup
 
 try:
@@ -37,10 +38,37 @@ class UsageError(click.ClickException):
     exit_code = 2
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@contextmanager
+def visible_errors() -> Iterator[None]:
+    """Let errors do nothing to a terminal, whatever they repeat of arguments, files and stores."""
+    try:
+        yield
+    except click.ClickException as error:
+        vars(error)["message"] = visible(error.message)
+        raise
+
+
+class Program(click.Group):
+    """The command with all those below it."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the arguments."""
+        with visible_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with visible_errors():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="chanflow")
 def main() -> None:
     """Goroutines, channels and worker groups for asyncio and trio."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What can't be written there is shown all the same.
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def add_commands() -> None:
@@ -83,7 +111,10 @@ def demo(path: str | None, workers: int, backend: str, target: str | None) -> No
     with ExitStack() as stack:
         output = None if target is None else stack.enter_context(open_output(target))
         console = Console(stderr=True)
-        run = Run(path, workers, output, stack.enter_context(make_progress(console)))
+        run = Run(path, workers, output, make_progress(console))
+        if console.is_terminal:
+            # Elsewhere, rich before 14.1 would write an empty line at its end.
+            stack.enter_context(run.progress)
         try:
             anyio.run(run.main, backend=backend)
         except* KeyboardInterrupt:
@@ -167,7 +198,7 @@ class Run:
         summary = self.summary
         self.progress.update(self.bar, completed=summary.files + summary.unreadable, total=summary.found)
         if digest.error is not None:
-            click.echo(f"cannot read {digest.path}: {digest.error.strerror}", err=True)
+            click.echo(visible(f"cannot read {digest.path}: {digest.error.strerror}"), err=True)
         elif self.output is not None:
             self.output.write(checksum_line(digest))
             # Now, so that a full disk is noticed and Ctrl-C leaves whole lines.

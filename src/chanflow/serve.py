@@ -40,6 +40,14 @@ port_option: Option = click.option(
 )
 
 
+def check_root_path(_context: click.Context, _parameter: click.Parameter, root_path: str) -> str:
+    """Refuse a path that can't stand before others."""
+    if root_path and not server.is_root_path(root_path):
+        msg = f"must begin with a slash, and not end with one, in letters, digits and -._~/%, got {root_path!r}"
+        raise click.BadParameter(msg)
+    return root_path
+
+
 class Serving:
     """The app of a service, served while the block lasts."""
 
@@ -49,6 +57,9 @@ class Serving:
         host: str,
         port: int,
         backend: str,
+        *,
+        uds: Path | None = None,
+        root_path: str = "",
         max_connections: int = MAX_CONNECTIONS,
         **options: Any,
     ) -> None:
@@ -56,15 +67,18 @@ class Serving:
             self._app: Any = service.asgi(**options)
         except (ModuleNotFoundError, ValueError) as error:
             raise CommandError(str(error)) from None
+        place = f"{host} port {port}" if uds is None else str(uds)
         try:
-            self._socket: socket.socket = server.listen(host, port)
+            self._socket: socket.socket = server.listen(host, port) if uds is None else server.listen_on_path(uds)
         except OSError as error:
             # Without what Python adds in brackets.
-            reason, _, _ = str(error.strerror).partition(" (")
-            msg = f"can't listen on {host} port {port}: {reason}"
+            reason, _, _ = str(error.strerror or error).partition(" (")
+            msg = f"can't listen on {place}: {reason}"
             raise CommandError(msg) from None
         shown = f"[{host}]" if ":" in host else host
-        self.url: str = f"http://{shown}:{self._socket.getsockname()[1]}/"
+        self.url: str = f"unix:{uds}" if uds is not None else f"http://{shown}:{self._socket.getsockname()[1]}/"
+        self._uds: Path | None = uds
+        self._root_path: str = root_path
         self._backend: str = backend
         self._max_connections: int = max_connections
         self._stop: anyio.Event
@@ -77,8 +91,9 @@ class Serving:
             logging.getLogger(name).setLevel(logging.ERROR)
         self._stop = anyio.Event()
         self._tasks = await anyio.create_task_group().__aenter__()
+        app = server.below(self._app, self._root_path)
         serve = partial(server.serve, max_connections=self._max_connections)
-        await self._tasks.start(serve, self._app, self._socket, self._backend, self._stop)
+        await self._tasks.start(serve, app, self._socket, self._backend, self._stop)
         return self
 
     async def __aexit__(
@@ -87,13 +102,27 @@ class Serving:
         # So that they don't hold the server up.
         self._app.waits.end()
         self._stop.set()
-        await self._tasks.__aexit__(exc_type, exc, tb)
+        try:
+            await self._tasks.__aexit__(exc_type, exc, tb)
+        finally:
+            if self._uds is not None:
+                self._uds.unlink(missing_ok=True)
 
 
 @click.command()
 @click.argument("service", metavar="MODULE:SERVICE")
 @host_option
 @port_option
+@click.option(
+    "--uds", type=click.Path(path_type=Path), metavar="PATH", help="Listen on this Unix socket, and on no port."
+)
+@click.option(
+    "--root-path",
+    default="",
+    callback=check_root_path,
+    metavar="/PATH",
+    help="Where a proxy, which takes it off, shows the app.",
+)
 @backend_option
 @click.option(
     "--workers", type=click.IntRange(0), help="How many tasks may run here, instead of what the service says."
@@ -147,6 +176,8 @@ def serve(
     service: str,
     host: str,
     port: int,
+    uds: Path | None,
+    root_path: str,
     backend: str,
     workers: int | None,
     token_file: Path | None,
@@ -170,7 +201,7 @@ def serve(
     if workers is not None:
         found.workers = workers
     tokens = None if token_file is None else read_tokens(token_file)
-    if tokens is None and host not in LOCAL:
+    if tokens is None and uds is None and host not in LOCAL:
         click.echo(f"anybody who reaches {host} can submit tasks, and read them: see --token-file", err=True)
         if host in ANY and not host_names:
             click.echo("requests by another name than localhost are refused: see --host-name", err=True)
@@ -179,7 +210,9 @@ def serve(
         host,
         port,
         backend,
-        max_connections,
+        uds=uds,
+        root_path=root_path,
+        max_connections=max_connections,
         tokens=tokens,
         hosts=hosts_of(host, host_names) if tokens is None or host_names else None,
         cors=cors,

@@ -71,6 +71,8 @@ async def serve(
         ws="none",
         log_config=None,
         access_log=False,
+        # Nobody needs who a proxy says has asked; who is connected is needed.
+        proxy_headers=False,
         timeout_keep_alive=int(HEAD_SECONDS),
         timeout_graceful_shutdown=int(GRACE),
     )

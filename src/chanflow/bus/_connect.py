@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chanflow._check import check_count, check_seconds, show
+from chanflow._url import without_secrets
 from chanflow.bus._bus import Bus
 from chanflow.bus.backend import Backend
 
@@ -43,5 +44,5 @@ def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float
         from chanflow.bus.sqlite import SqliteBackend  # noqa: PLC0415 -- as above
 
         return Bus(SqliteBackend(Path(rest[1:]).absolute(), max_pending=max_pending, retention=retention))
-    msg = f"url must be memory:// or sqlite:///PATH, got {show(url)}"
+    msg = f"url must be memory:// or sqlite:///PATH, got {show(without_secrets(url))}"
     raise ValueError(msg)

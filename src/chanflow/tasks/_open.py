@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chanflow._check import show
+from chanflow._url import without_secrets
 from chanflow.tasks.store import Store
 
 __all__ = ["open_store"]
@@ -26,7 +27,7 @@ def open_store(store: str | Store) -> Store:
         from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
 
         return MemoryStore()
-    if store.startswith(("redis://", "rediss://", "unix://")):
+    if store.startswith(("redis", "unix:")):
         try:
             from chanflow.tasks.stores.redis import RedisStore  # noqa: PLC0415 -- as above
         except ModuleNotFoundError as error:
@@ -39,5 +40,5 @@ def open_store(store: str | Store) -> Store:
         from chanflow.tasks.stores.sqlite import SqliteStore  # noqa: PLC0415 -- as above
 
         return SqliteStore(Path(path).absolute())
-    msg = f"store must be memory://, sqlite:///PATH or redis://HOST, got {show(store)}"
+    msg = f"store must be memory://, sqlite:///PATH or redis://HOST, got {show(without_secrets(store))}"
     raise ValueError(msg)

@@ -699,6 +699,11 @@ class TaskService:
         return self._bus
 
     @property
+    def store(self) -> Store:
+        """Where the service's tasks are."""
+        return self._store
+
+    @property
     def handlers(self) -> Mapping[str, Handler[Any, Any]]:
         """What is registered, by name."""
         return MappingProxyType(self._handlers)

@@ -11,6 +11,6 @@ except ModuleNotFoundError as _error:
     _message = f"chanflow.tasks.http needs {_error.name}: pip install 'chanflow[http]'"
     raise ModuleNotFoundError(_message, name=_error.name) from None
 
-from chanflow.tasks.http._client import ServiceError, TaskClient
+from chanflow.tasks.http._client import ServiceError, TaskClient, Watch
 
-__all__ = ["ServiceError", "TaskClient"]
+__all__ = ["ServiceError", "TaskClient", "Watch"]

@@ -1,7 +1,8 @@
 """What Redis does for the store of tasks in one step, as scripts.
 
 Each gets the prefix of the keys first, and then its own arguments. The keys are made from the
-prefix, so that they need one Redis, not a cluster.
+prefix, which is the key of each call, too: with a part of it in braces, a cluster has all of them
+on the node that gets the call.
 """
 
 from __future__ import annotations

@@ -10,10 +10,10 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache, partial
 from hashlib import sha1
 from secrets import token_hex
@@ -24,8 +24,7 @@ from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, sl
 from anyio.abc import TaskGroup
 from anyio.abc import TaskStatus as Started
 from anyio.lowlevel import checkpoint
-from coredis import Redis
-from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
+from coredis.exceptions import NoScriptError, ReadOnlyError, RedisError, WrongTypeError
 from coredis.retry import NoRetryPolicy
 
 from chanflow._storage import StorageError
@@ -33,6 +32,8 @@ from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._gather import Gather
+from chanflow.tasks.stores._redis_client import Client, connect
+from chanflow.tasks.stores._redis_url import read_url
 from chanflow.tasks.stores._scripts import DUE, FORGET, PAGE, SET_ASIDE, STEPS, TIME
 
 __all__ = ["RedisStore"]
@@ -54,8 +55,6 @@ Kept: TypeAlias = tuple[bytes, bytes]
 # What is to be done, and its arguments.
 Step: TypeAlias = tuple[str, Sequence[str | bytes | float]]
 
-PASSWORD = re.compile(r"//[^/]*@")
-
 
 @cache
 def digest(script: str) -> str:
@@ -67,22 +66,32 @@ class RedisStore(Store):
     """Tasks in Redis.
 
     Args:
-        url: as `redis://host:port/database`; `rediss://` for TLS, `unix://` for a socket.
-        prefix: what the keys begin with.
+        url: `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]`, `rediss://` for TLS, `unix:///PATH` for a socket,
+            `redis+cluster://HOST[:PORT],...` for a cluster, or `redis+sentinel://HOST[:PORT],.../SERVICE[/DATABASE]`
+            for the server that sentinels watch; for the last two, `rediss+` for TLS. USER and PASSWORD are
+            percent-encoded. Options behind a question mark: `prefix`; `connect_timeout` and `stream_timeout`, the
+            seconds to wait for a connection and for an answer, greater than 0 and at most 600, 5 by default; `db`,
+            `username`, `password` and `client_name`; for TLS `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`,
+            `ssl_cert_reqs` (`required` or `none`) and `ssl_check_hostname` (`true` or `false`); for sentinels,
+            `sentinel_username` and `sentinel_password`.
+        prefix: what the keys begin with; None for what the URL says, or `chanflow:tasks:`. In a cluster, it has a part
+            in braces, so that all keys are on one node, and is `{chanflow:tasks}:` by default.
+
+    Raises:
+        ValueError: an argument is not as said above.
     """
 
     durable = True
     shared = True
 
-    def __init__(self, url: str, *, prefix: str = "chanflow:tasks:") -> None:
-        self._url = url
-        # As it may be told: without a password.
-        self._place = PASSWORD.sub("//", url)
-        self._prefix = prefix
+    def __init__(self, url: str, *, prefix: str | None = None) -> None:
+        self._url = read_url(url, prefix)
+        self._place = self._url.place
+        self._prefix = self._url.prefix
         self._writer = token_hex(8)
         # Where we tell ourselves that we still hear.
-        self._own_channel = f"{prefix}news:{self._writer}"
-        self._client: Redis[bytes]
+        self._own_channel = f"{self._prefix}news:{self._writer}"
+        self._client: Client
         # What keeps the client open; None where the store is closed.
         self._keeper: TaskGroup | None = None
         self._closing: Event
@@ -91,17 +100,48 @@ class RedisStore(Store):
         self._decode = Decoder()
         self._listeners: list[Tell] = []
         self._moved_by: float
-        # How many subscriptions to the news are our own.
-        self._listens = 0
+        # How many subscriptions to the news are our own; -1 where the server doesn't know of all.
+        self._listens = -1 if self._url.kind == "cluster" else 0
         self._together: Gather[Step, Any] = Gather(self._take_steps, MOST_TOGETHER)
+
+    def __repr__(self) -> str:
+        return f"<RedisStore {self._place}>"
 
     @asynccontextmanager
     async def _calling(self) -> AsyncIterator[None]:
         try:
             yield
         except (RedisError, OSError) as error:
-            msg = f"{self._place}: {error or type(error).__name__}"
-            raise StorageError(msg) from error
+            if isinstance(error, (TimeoutError, ReadOnlyError)):
+                # Of a connection to a server that is gone, or that is the first one no more, nobody would ever hear.
+                self._client.connection_pool.disconnect()
+            raise self._failure(error) from (None if self._tells_secret(error) else error)
+
+    def _failure(self, error: BaseException) -> StorageError:
+        """Say what is wrong, without a secret: a server may repeat what it was asked."""
+        if isinstance(error, StorageError):
+            return error
+        if self._tells_secret(error):
+            return StorageError(f"{self._place}: {type(error).__name__}, and what it says has a secret")
+        text = str(error) or type(error).__name__
+        # The client says only that it could not connect.
+        while (cause := error.__cause__) is not None:
+            error = cause
+            text = f"{text}: {cause}"
+        return StorageError(f"{self._place}: {text}")
+
+    def _tells_secret(self, error: BaseException) -> bool:
+        """Whether the message of an error, or of one behind it, has a password."""
+        if not self._url.secrets:
+            return False
+        text = "".join(traceback.format_exception(error, limit=0))
+        return any(secret in text for secret in self._url.secrets)
+
+    def _is_discreet(self, record: logging.LogRecord) -> bool:
+        """Whether the client may log something."""
+        error = record.exc_info and record.exc_info[1]
+        text = record.getMessage()
+        return not (any(secret in text for secret in self._url.secrets) or (error and self._tells_secret(error)))
 
     async def open(self) -> None:
         if self._keeper is not None:
@@ -118,15 +158,20 @@ class RedisStore(Store):
             await self.aclose()
             raise
 
-    async def _keep_client(self, *, task_status: Started[Redis[bytes]]) -> None:
+    async def _keep_client(self, *, task_status: Started[Client]) -> None:
         """Have a client open until the store is closed, whoever is cancelled meanwhile: what runs is still put back."""
-        with CancelScope() as scope:
-            async with Redis.from_url(self._url) as client:
-                task_status.started(client)
-                # Where opening was cancelled, nobody will close it.
-                await checkpoint()
-                scope.shield = True
-                await self._closing.wait()
+        client_log = logging.getLogger("coredis")
+        client_log.addFilter(self._is_discreet)
+        try:
+            with CancelScope() as scope:
+                async with AsyncExitStack() as stack:
+                    task_status.started(await connect(self._url, stack))
+                    # Where opening was cancelled, nobody will close it.
+                    await checkpoint()
+                    scope.shield = True
+                    await self._closing.wait()
+        finally:
+            client_log.removeFilter(self._is_discreet)
 
     async def aclose(self) -> None:
         assert self._keeper is not None
@@ -146,9 +191,9 @@ class RedisStore(Store):
     async def _run(self, script: str, *arguments: str | bytes | float) -> Any:
         async with self._calling():
             try:
-                return await self._client.evalsha(digest(script), args=[self._prefix, *arguments])
+                return await self._client.evalsha(digest(script), [self._prefix], [self._prefix, *arguments])
             except NoScriptError:
-                return await self._client.eval(script, args=[self._prefix, *arguments])
+                return await self._client.eval(script, [self._prefix], [self._prefix, *arguments])
 
     async def _step(self, kind: str, arguments: Sequence[str | bytes | float]) -> Any:
         try:
@@ -401,17 +446,18 @@ class RedisStore(Store):
                 error: BaseException = errors
                 while isinstance(error, BaseExceptionGroup):
                     error = error.exceptions[0]
-                logger.warning("%s tells no news, which is tried again: %s", self._place, error)
+                logger.warning("no news, which is tried again: %s", self._failure(error))
             listening.set()
             await sleep(AGAIN)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
-        self._listens += 1
+        counts = self._listens >= 0
+        self._listens += counts
         try:
             yield
         finally:
-            self._listens -= 1
+            self._listens -= counts
 
     async def _listen(self, tell: Tell, listening: Event) -> None:
         channels = [f"{self._prefix}news", self._own_channel]
