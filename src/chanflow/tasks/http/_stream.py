@@ -40,8 +40,6 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        # Servers may wait for a part of the body before they send the head, and the first message may take long.
-        await send({"type": "http.response.body", "body": b"", "more_body": True})
         if scope["method"] == "HEAD":
             await self._messages.aclose()
         else:
@@ -54,6 +52,8 @@ class EventStream(Response):
     async def _send_all(self, sender: Sender) -> None:
         async with create_task_group() as tasks:
             tasks.start_soon(sender.keep_alive)
+            # Servers may wait for a part of the body before they send the head, and the first message may take long.
+            await sender.send(b"")
             # When they can't be told any more, the end of the stream is all that can be said.
             with suppress(ClosedResourceError, StorageError, UnknownTaskError):
                 async for message in self._messages:
