@@ -30,6 +30,7 @@ from chanflow import connections
 from chanflow.tasks import TaskService
 
 connections.HEAD_SECONDS = {head}
+connections.BODY_SECONDS = {body}
 connections.STALL_SECONDS = {stall}
 connections.RETRY_SECONDS = 0.05
 service = TaskService(workers=4)
@@ -66,10 +67,10 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @contextmanager
 def limited(
-    place: Path, backend: str, *arguments: str, head: float = 20.0, stall: float = 60.0
+    place: Path, backend: str, *arguments: str, head: float = 20.0, body: float = 60.0, stall: float = 60.0
 ) -> Iterator[tuple[Server, int]]:
     """Serve with shorter deadlines, and give the port, too."""
-    (place / "limited.py").write_text(APPLICATION.format(head=head, stall=stall))
+    (place / "limited.py").write_text(APPLICATION.format(head=head, body=body, stall=stall))
     with serving(place, "serve", "limited:service", "--backend", backend, "--drain", "0", *arguments) as server:
         port = httpx.URL(server.url).port
         assert port is not None
@@ -149,6 +150,26 @@ def test_silent_connections_are_cut(tmp_path: Path, backend: str) -> None:
         # It is told every 5 seconds that it is alive.
         receive_until(streaming, b": keep-alive")
         assert b" 200 " in ask(waiting)
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_a_body_that_does_not_come_is_cut(tmp_path: Path, backend: str) -> None:
+    """Nobody holds a connection with a body that does not end, at once or by the byte; an answer may take longer."""
+    with limited(tmp_path, backend, body=1.5) as (server, port), ExitStack() as stack:
+        task_id = server.submit("stuck")
+        head = b"POST /tasks/large HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n"
+        silent, slow, waiting = (stack.enter_context(connect(port)) for _ in range(3))
+        silent.sendall(head)
+        slow.sendall(head)
+        waiting.sendall(f"GET /tasks/{task_id} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=4\r\n\r\n".encode())
+        began = monotonic()
+        with suppress(ConnectionError):
+            for _ in range(45):
+                slow.sendall(b" ")
+                sleep(0.1)
+        assert 1.0 < monotonic() - began < 4.0
+        assert is_cut(silent)
+        receive_until(waiting, b'"status":"running"')
         assert server.end(signal.SIGTERM)[0] == 0
 
 
@@ -313,7 +334,7 @@ def test_nonsense_ends_no_server(tmp_path: Path, backend: str) -> None:
                 assert is_well(port), path
         status, said = server.end(signal.SIGTERM)
         assert status == 0
-        assert len(said) < 5000, said
+        assert len(said.splitlines()) < 4, said
 
 
 WEB_SOCKET = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"

@@ -18,6 +18,7 @@ from anyio import Semaphore, WouldBlock, current_time, sleep, wait_readable
 
 __all__ = [
     "BACKLOG",
+    "BODY_SECONDS",
     "GRACE",
     "HEAD_SECONDS",
     "MAX_CONNECTIONS",
@@ -35,6 +36,8 @@ BACKLOG = 1024
 """How many may wait to be accepted: those of a burst, or when there is no place."""
 HEAD_SECONDS = 20.0
 """Seconds for the head of a request: from the connection's begin, or the end of the last answer, to its last byte."""
+BODY_SECONDS = 60.0
+"""Seconds for the body of a request that is waited for."""
 STALL_SECONDS = 60.0
 """Seconds after which a client that has taken nothing of its answer is taken for gone."""
 GRACE = 1.0
@@ -85,7 +88,7 @@ class Connections(set[Connection]):
         taken.settimeout(0.0)
         while True:
             if self._places.value == 0:
-                self._tell("%d connections are open, and others have to wait", self._most)
+                self.tell("%d connections are open, and others have to wait", self._most)
             await self._places.acquire()
             await begin(await self._next(taken))
 
@@ -96,7 +99,7 @@ class Connections(set[Connection]):
                 connection, _ = taken.accept()
             except OSError as error:
                 if error.errno not in GONE:
-                    self._tell("connections can't be accepted, which is tried again: %s", error.strerror)
+                    self.tell("connections can't be accepted, which is tried again: %s", error.strerror)
                     await sleep(RETRY_SECONDS)
             else:
                 connection.settimeout(0.0)
@@ -131,7 +134,7 @@ class Connections(set[Connection]):
         for connection in list(self):
             connection.abort()
 
-    def _tell(self, text: str, value: object) -> None:
+    def tell(self, text: str, value: object) -> None:
         """Log what would otherwise be logged for each connection."""
         now = current_time()
         if now - self._told_at.get(text, float("-inf")) > TELL_INTERVAL:

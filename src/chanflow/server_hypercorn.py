@@ -16,11 +16,9 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from chanflow.connections import GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
+from chanflow.connections import BODY_SECONDS, GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
 
 __all__ = ["serve"]
-
-logger = logging.getLogger("chanflow.server")
 
 STREAMS = 100
 """How many requests a connection may have at the same time, with HTTP/2."""
@@ -44,6 +42,7 @@ class Connection(TCPServer):
         self._held: bytearray | None = None
         self._requests = 0
         self._idle_since = current_time()
+        self._bodies: dict[object, float] = {}
         self._sends: dict[object, float] = {}
         self._moved_at = 0.0
         self.idle_task: Any = self
@@ -63,10 +62,10 @@ class Connection(TCPServer):
         self._requests += 1
         try:
             if scope["http_version"] < "2":
-                await self._asgi(scope, receive, self._together(send))
+                await self._asgi(scope, self._bodily(receive), self._together(send))
             elif self._connections.take():
                 try:
-                    await self._asgi(scope, receive, self._timed(send))
+                    await self._asgi(scope, self._bodily(receive), self._timed(send))
                 finally:
                     self._connections.leave()
             else:
@@ -74,6 +73,24 @@ class Connection(TCPServer):
         finally:
             self._requests -= 1
             self._idle_since = current_time()
+
+    def _bodily(self, receive: Any) -> Any:
+        """Take note of a body that an app waits for."""
+        begun, more = current_time(), True
+
+        async def receive_on() -> Any:
+            nonlocal more
+            if not more:
+                return await receive()
+            self._bodies[receive_on] = begun
+            try:
+                message = await receive()
+            finally:
+                del self._bodies[receive_on]
+            more = message.get("more_body", False)
+            return message
+
+        return receive_on
 
     def _timed(self, send: Any) -> Any:
         """Take note of when an app began to send something."""
@@ -163,6 +180,8 @@ class Connection(TCPServer):
         """Tell whether its client has been waited for long enough."""
         if self.is_idle:
             return now - self._idle_since > HEAD_SECONDS
+        if any(now - since > BODY_SECONDS for since in self._bodies.values()):
+            return True
         return any(now - max(since, self._moved_at) > STALL_SECONDS for since in self._sends.values())
 
     def abort(self) -> None:
@@ -191,7 +210,7 @@ async def serve(
         try:
             await connection.run()
         except* Exception as group:  # noqa: BLE001 -- of one client, and none of the others' business
-            logger.warning("a connection failed, and is closed: %r", group.exceptions[0])
+            connections.tell("connections fail, and are closed, the last one by %r", group.exceptions[0])
         finally:
             connection.abort()
             connections.discard(connection)

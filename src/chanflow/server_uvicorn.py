@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from anyio import Event, create_task_group, current_time, sleep
 
-from chanflow.connections import GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
+from chanflow.connections import BODY_SECONDS, GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
 
 __all__ = ["serve"]
 
@@ -48,10 +48,12 @@ def protocol_of(config: uvicorn.Config, connections: Connections) -> type[asynci
             if not unread or unread < self._unread:
                 self._read_at = now
             self._unread = unread
-            # A new cycle is a request whose head is there; so long as its answer goes on, nobody is waited for.
-            if cycle is not self._seen or unread or (cycle is not None and not cycle.response_complete):
+            # A new cycle is a request whose head is there.
+            answering = unread or (cycle is not None and not cycle.response_complete)
+            if cycle is not self._seen or (answering and not cycle.more_body):
                 self._seen, self._waits_since = cycle, now
-            return now - self._waits_since > HEAD_SECONDS or now - self._read_at > STALL_SECONDS
+            patience = BODY_SECONDS if answering else HEAD_SECONDS
+            return now - self._waits_since > patience or now - self._read_at > STALL_SECONDS
 
         def abort(self) -> None:
             if self._transport.get_write_buffer_size():

@@ -156,7 +156,7 @@ class App:
         self._refuse_when_full()
         self._pending += 1
         task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay, priority=priority)
-        url = quote(f"{request.scope.get('root_path', '')}/tasks/{task_id}", safe=PATH_SAFE)
+        url = f"{quote(request.scope.get('root_path', ''), safe=PATH_SAFE)}/tasks/{task_id}"
         headers = {"Location": url, "Retry-After": RETRY_AFTER}
         record: TaskRecord | None = None
         if wait is not None:

@@ -34,7 +34,6 @@ class Kind(Enum):
     UNKNOWN_HANDLER = 404, "There is no such handler"
     UNKNOWN_TASK = 404, "There is no such task"
     METHOD_NOT_ALLOWED = 405, "The address has no such method"
-    BODY_INCOMPLETE = 408, "The body did not arrive in time"
     TASK_STATE = 409, "The task is not in a state for this"
     CURSOR_EXPIRED = 410, "The cursor has expired"
     BODY_TOO_LONG = 413, "The body is too long"

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import msgspec
-from anyio import CancelScope, create_task_group, move_on_after
+from anyio import CancelScope, create_task_group
 from starlette.requests import Request
 from starlette.types import Receive, Scope
 
@@ -38,8 +38,6 @@ QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 ESCAPED = re.compile(r'\\(["\\])')
 TASK_ID = re.compile("[0-9a-f]{32}")
 MAX_DIGITS = 18
-BODY_PATIENCE = 60.0
-"""Seconds for a body: whoever sends it by the byte holds a connection."""
 
 
 def header(scope: Scope, name: bytes) -> str | None:
@@ -80,18 +78,15 @@ async def read(request: Request, limit: int) -> bytes:
     if limit < declared_length(request.scope) < math.inf:
         raise too_long
     body, more = bytearray(), True
-    with move_on_after(BODY_PATIENCE):
-        while more:
-            message = await request.receive()
-            if message["type"] == "http.disconnect":
-                break
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise too_long
-            more = message.get("more_body", False)
-    if more:
-        # If the client went away, nobody is left to be told.
-        raise Problem(Kind.BODY_INCOMPLETE, f"the body must arrive within {BODY_PATIENCE:g} s")
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            # Nobody is left to be told.
+            raise Problem(Kind.NOT_JSON, "the client went away")
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise too_long
+        more = message.get("more_body", False)
     return bytes(body)
 
 

@@ -55,6 +55,8 @@ class EventStream(Response):
     async def _send_all(self, sender: Sender) -> None:
         async with create_task_group() as tasks:
             tasks.start_soon(sender.keep_alive)
+            # Servers may wait for a part of the body before they send the head, and the first message may take long.
+            await sender.send(b"")
             # When they can't be told any more, the end of the stream is all that can be said.
             with suppress(ClosedResourceError, StorageError, UnknownTaskError):
                 async for message in self._messages:
