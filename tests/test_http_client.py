@@ -103,6 +103,22 @@ def message(record: TaskRecord) -> bytes:
 ACCEPTED = httpx.Response(202, json={"task_id": "id", "status": "pending", "status_url": "/tasks/id"})
 
 
+class Endless(httpx.AsyncByteStream):
+    """A stream without an end, as httpx gives it: generators within generators."""
+
+    def __init__(self, part: bytes) -> None:
+        self.part = part
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            yield self.part
+            await sleep(1.0)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
 # What it asks for
 
 
@@ -355,12 +371,16 @@ async def test_watch_goes_on_after_a_broken_stream() -> None:
         told(third),
         httpx.Response(200, content=b"data: []\n\ndata: {}\n\n"),
         told(third),
+        httpx.Response(200, content=b"data: " + b"[" * 200_000 + b"\n\n"),
+        told(third),
+        httpx.Response(200, stream=Endless(b"x" * 40_000_000)),
+        told(third),
         httpx.Response(200, content=message(third) + message(end)),
     )
     async with mocked(answer) as client:
         with fail_after(60.0):
             assert [record async for record in client.watch("id")] == [first, second, third, end]
-    assert len(asked) == 14
+    assert len(asked) == 18
     assert {request.url.path for request in asked[1::2]} == {"/tasks/id/events"}
 
 
@@ -440,22 +460,6 @@ async def test_leaving_a_watch() -> None:
         async with aclosing(client.watch("id")) as records:
             assert [await anext(records), await anext(records)] == [RECORD, changed(attempts=1)]
         assert closed
-
-
-class Endless(httpx.AsyncByteStream):
-    """A stream without an end, as httpx gives it: generators within generators."""
-
-    def __init__(self, part: bytes) -> None:
-        self.part = part
-        self.closed = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            yield self.part
-            await sleep(1.0)
-
-    async def aclose(self) -> None:
-        self.closed = True
 
 
 @pytest.mark.parametrize("how", ["dropped", "cancelled", "other thread", "client closed"])
@@ -663,7 +667,9 @@ async def test_what_is_refused_is_not_tried_again(response: httpx.Response, told
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"", b"[]", b"{}", b'"text"', b"null", b"\xff", b'{"id": "id"}'])
+@pytest.mark.parametrize(
+    "body", [b"<html>", b"", b"[]", b"{}", b'"text"', b"null", b"\xff", b'{"id": "id"}', b"[" * 200_000]
+)
 async def test_an_answer_that_is_none(body: bytes) -> None:
     """What says that all is well, and isn't the answer of a task service, is told of as such."""
     async with mocked(lambda _request: httpx.Response(200, content=body)) as client:

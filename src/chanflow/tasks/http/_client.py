@@ -52,7 +52,11 @@ LONG_POLL = 20.0
 """Seconds for which one request waits for the end of a task."""
 PAUSE = 1.0
 """Seconds from one request to the next where the service doesn't wait, or a stream is over at once."""
+LONGEST_LINE = 2**26
+"""Bytes of a stream's line, which is kept until its end."""
 DEFAULT_RETRY = Retry(5)
+MALFORMED = ValueError, TypeError, KeyError, RecursionError
+"""What comes of reading what is no answer of a task service."""
 PASSING = {
     httpx.codes.TOO_MANY_REQUESTS,
     httpx.codes.BAD_GATEWAY,
@@ -281,18 +285,23 @@ class TaskClient:
         path = f"{self._url}/tasks/{escape(task_id)}/events"
         # A stream is never idle for long: see the app's keep-alive.
         timeout = httpx.Timeout(self._timeout + LONG_POLL)
+        # As it is: where decoding fails, generators of httpx are left behind.
+        headers = {**self._headers, "Accept-Encoding": "identity"}
         # What breaks may do so in the middle of a message. Whoever listens asks again.
-        with suppress(httpx.TransportError, ValueError, TypeError, KeyError):
-            async with self._http.stream(
-                "GET", path, headers=self._headers, auth=self._auth, timeout=timeout
-            ) as response:
-                lines = response.aiter_lines()
+        with suppress(httpx.RequestError, *MALFORMED):
+            async with self._http.stream("GET", path, headers=headers, auth=self._auth, timeout=timeout) as response:
+                parts = response.aiter_bytes()
+                rest = b""
                 try:
-                    async for line in lines:
-                        if response.is_success and line.startswith("data: "):
-                            await tell(from_json(msgspec.json.decode(line.removeprefix("data: "))))
+                    async for part in parts:
+                        *lines, rest = (rest + part).split(b"\n")
+                        for line in lines if response.is_success else ():
+                            if line.startswith(b"data: "):
+                                await tell(from_json(msgspec.json.decode(line.removeprefix(b"data: "))))
+                        if len(rest) > LONGEST_LINE:
+                            return
                 finally:
-                    await cut_off(lines)
+                    await cut_off(parts)
 
     async def cancel(self, task_id: str) -> TaskRecord:
         """Cancel a task, and give what is known of it then; one that runs may take a while to end.
@@ -346,7 +355,7 @@ class TaskClient:
         """Make something of an answer."""
         try:
             return read(response.json())
-        except (ValueError, TypeError, KeyError) as error:
+        except MALFORMED as error:
             msg = f"{self._url}: the answer is none of a task service's: {error!r}"
             raise ServiceError(msg, response.status_code) from error
 
@@ -356,7 +365,7 @@ class TaskClient:
         try:
             problem = response.json()
             detail = str(problem["detail"])
-        except (ValueError, TypeError, KeyError):
+        except MALFORMED:
             detail = response.reason_phrase
         kinds: dict[int, type[Exception]] = {404: UnknownTaskError, 409: TaskStateError, 422: ArgumentError}
         kind = kinds.get(response.status_code)
@@ -455,11 +464,11 @@ class Watch(AsyncIterator[TaskRecord]):
             self._following.stop()
 
 
-async def cut_off(lines: AsyncIterator[object]) -> None:
+async def cut_off(parts: AsyncIterator[object]) -> None:
     """Finish a generator of httpx, and those in it, which closing it would leave to the garbage collector."""
     with CancelScope() as scope:
         scope.cancel()
-        async for _ in lines:
+        async for _ in parts:
             pass
 
 

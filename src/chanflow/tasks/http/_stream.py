@@ -45,10 +45,7 @@ class EventStream(Response):
         else:
             # Some servers tell of a client that went away, others raise.
             async with aclosing(self._messages), self._waits.waiting(receive) as still_there:
-                sender = Sender(send, still_there)
-                # Servers may send the head only with a part of the body, and the first message may take long.
-                await sender.send(b"")
-                await self._send_all(sender)
+                await self._send_all(Sender(send, still_there))
         with suppress(OSError):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
