@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Generator
 from contextvars import ContextVar, copy_context
 from types import coroutine
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from anyio import CapacityLimiter
 
@@ -91,4 +94,23 @@ async def test_what_comes_from_outside_reaches_the_handler_in_its_context() -> N
     assert second.send(None) == "waiting"
     second.close()
     assert heard[3:] == ["second"]
+    assert seen.get() == "nothing"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect.markcoroutinefunction is new in 3.12")
+async def test_a_plain_function_that_is_marked_as_async() -> None:
+    """What it returns is awaited, in a context of its own, even if it is no coroutine."""
+
+    class Awaitable:
+        def __await__(self) -> Generator[Any, Any, str]:
+            seen.set("own")
+            yield from anyio.lowlevel.checkpoint().__await__()
+            return "value"
+
+    def handler() -> Awaitable:
+        seen.set("own")
+        return Awaitable()
+
+    inspect.markcoroutinefunction(handler)  # type: ignore[attr-defined,unused-ignore]
+    assert await Attempt(handler, CapacityLimiter(1), None)() == "value"
     assert seen.get() == "nothing"

@@ -72,6 +72,9 @@ def test_connect_refuses(arguments: dict[str, Any], error: type[Exception], mess
         ({"key": 5}, TypeError, "key must be a str or None, got 5"),
         ({"headers": {"a": 1}}, TypeError, "headers must be of str by str, got 'a': 1"),
         ({"headers": {1: "a"}}, TypeError, "headers must be of str by str, got 1: 'a'"),
+        ({"topic": "\udcff"}, ValueError, "topic must be text that UTF-8 can encode, got '\\udcff'"),
+        ({"key": "\udcff"}, ValueError, "key must be text that UTF-8 can encode, got '\\udcff'"),
+        ({"headers": {"a": "\udcff"}}, ValueError, "headers must be text that UTF-8 can encode, got '\\udcff'"),
     ],
 )
 async def test_publish_refuses(arguments: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -172,6 +172,26 @@ def test_tokens(browser: Browser, tmp_path: Path) -> None:
         expect(page.locator("#login")).to_be_visible()
 
 
+def test_tokens_that_may_not_do_all(browser: Browser, tmp_path: Path) -> None:
+    """One that may only look sees tasks and no dead letters, and what it may not do is told; one may not even look."""
+    (tmp_path / "tokens").write_text("bob[read]: looks\ncarol[submit]: submits\n")
+    with opened(browser, tmp_path, "--token-file", "tokens") as (page, server):
+        page.fill("#token", "submits")
+        page.keyboard.press("Enter")
+        expect(page.locator("#login-message")).to_contain_text("this needs a token with the scope 'read'")
+        expect(page.locator("#app")).to_be_hidden()
+        page.fill("#token", "looks")
+        page.keyboard.press("Enter")
+        expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+        expect(page.locator("#dead-letters")).to_be_hidden()
+        submit(page, "report", '{"pages": 1000}')
+        expect(page.locator("#submit-message")).to_contain_text("this needs a token with the scope 'submit'")
+        server.http.post("tasks/report", json={"pages": 1000}, headers={"Authorization": "Bearer submits"})
+        page.locator("#tasks tr button").first.click()
+        page.click("#details-cancel")
+        expect(page.locator("#details-message")).to_contain_text("this needs a token with the scope 'admin'")
+
+
 def test_hostile_names_and_results(browser: Browser, tmp_path: Path) -> None:
     """They show as text, however long, and the page stays as wide as its window."""
     with opened(browser, tmp_path, viewport={"width": 1000, "height": 700}) as (page, _):

@@ -19,7 +19,7 @@ from chanflow import bus, tasks
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITHOUT_EXAMPLES = {"benchmarks-tasks.md", "benchmarks.md", "changelog.md", "reference.md"}
+WITHOUT_EXAMPLES = {"problems.md", "benchmarks-tasks.md", "benchmarks.md", "changelog.md", "reference.md"}
 
 
 class Examples:

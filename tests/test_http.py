@@ -7,14 +7,15 @@ import hmac
 import json
 import logging
 import math
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
-from http import HTTPStatus
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
@@ -30,9 +31,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
 from chanflow import Retry
-from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus
+from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus, UnknownTaskError, _token
 from chanflow.tasks import wire as wire_module
-from chanflow.tasks.http import TaskClient, _app, _guard, _live
+from chanflow.tasks.http import TaskClient, _app, _live
+from chanflow.tasks.http._problem import Kind
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import fail
@@ -41,8 +43,6 @@ from tests.test_tasks import double, serving
 pytestmark = pytest.mark.anyio
 
 JSON = {"Content-Type": "application/json"}
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""Those that Python calls by their names of before RFC 9110, depending on its version."""
 
 
 @pytest.fixture(autouse=True)
@@ -184,10 +184,9 @@ def parse_events(text: str) -> Iterator[tuple[str, Any]]:
     assert text.endswith("\n\n")
     for message in text.removesuffix("\n\n").split("\n\n"):
         if not message.startswith(":"):
-            name, data = message.split("\n")
-            assert name.startswith("event: ")
-            assert data.startswith("data: ")
-            yield name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+            fields = dict(line.split(": ", 1) for line in message.split("\n"))
+            assert list(fields) in (["event", "data"], ["event", "id", "data"])
+            yield fields["event"], json.loads(fields["data"])
 
 
 @asynccontextmanager
@@ -211,19 +210,15 @@ async def living(backend: str) -> int:
     return len(asyncio.all_tasks())
 
 
-def assert_problem(response: Any, status: int, detail: str, kind: str = "about:blank") -> None:
-    """See that an answer is this problem and no other."""
-    assert (response.status_code, response.json()) == (
+def assert_problem(response: Any, status: int, detail: str, kind: Kind | None = None) -> None:
+    """See that an answer is this problem and no other; without a kind, one that has the status."""
+    told = response.json()
+    kind = next(each for each in Kind if each.uri == told["type"]) if kind is None else kind
+    assert (response.status_code, told) == (
         status,
-        {
-            "type": kind,
-            "title": TITLES.get(status) or HTTPStatus(status).phrase,
-            "status": status,
-            "detail": detail,
-        },
+        {"type": kind.uri, "title": kind.title, "status": kind.status, "detail": detail},
     )
     assert response.headers["content-type"] == "application/problem+json"
-    assert response.headers["cache-control"] == "no-store"
     assert response.headers["cache-control"] == "no-store"
 
 
@@ -354,7 +349,7 @@ async def test_idempotency_key() -> None:
             await client.post("/tasks/double", json={"number": 2}, headers=headers),
             422,
             f"idempotency key 'key' was used for another task: double {task_id}",
-            kind="urn:chanflow:problem:idempotency-key-reused",
+            kind=Kind.IDEMPOTENCY_KEY_REUSED,
         )
         assert (await service.count())[TaskStatus.SUCCESS] == 1
         for key in ("", "k" * 256, "caf\xe9"):
@@ -668,7 +663,7 @@ async def test_a_service_that_is_not_there() -> None:
     """One that was not entered, is stopping or over is not available; only its health is told."""
     service = TaskService()
     service.task(double)
-    closed = "the task service is closed, or its block was not entered"
+    closed = "the service is stopping, or was not started"
     async with asking(service.asgi(dead_letters=["orders.dead"])) as client:
 
         async def look() -> None:
@@ -687,9 +682,8 @@ async def test_a_service_that_is_not_there() -> None:
                 assert response.headers["retry-after"] == "5"
             assert_problem(await client.delete("/tasks/id"), 503, closed)
             assert_problem(await client.post("/tasks/id/retry"), 503, closed)
-            bus_closed = "the bus is closed, or its block was not entered"
-            assert_problem(await client.get("/dead-letters"), 503, bus_closed)
-            assert_problem(await client.post("/dead-letters/orders.dead/replay"), 503, bus_closed)
+            assert_problem(await client.get("/dead-letters"), 503, closed)
+            assert_problem(await client.post("/dead-letters/orders.dead/replay"), 503, closed)
             for path in ("/", "/handlers", "/openapi.json"):
                 assert (await client.get(path)).status_code == 200
             async with service:
@@ -701,8 +695,9 @@ async def test_a_service_that_is_not_there() -> None:
                 assert (await client.get(f"/tasks/{task_id}")).json()["result"] == 2
 
 
-async def test_a_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The answer says that it may work later."""
+async def test_a_store_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The answer says that it may work later; where the store is, and what is wrong, is told in the log only."""
+    away_detail = "the store cannot be reached, or failed; the service's log tells how"
     store = MemoryStore()
     async with served(double, store=store) as (service, client):
         task_id = (await client.post("/tasks/double", headers={"Prefer": "wait=1"})).json()["id"]
@@ -721,11 +716,12 @@ async def test_a_store_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
                 ("GET", "/events"),
             ):
                 response = await client.request(method, path)
-                assert_problem(response, 503, "the disk is gone")
+                assert_problem(response, 503, away_detail, Kind.STORE_UNAVAILABLE)
                 assert response.headers["retry-after"] == "5"
+            assert caplog.text.count("a request failed: ") == caplog.text.count("the disk is gone") == 8
         with monkeypatch.context() as away:
             away.setattr(store, "create", fail)
-            assert_problem(await client.post("/tasks/double"), 503, "the disk is gone")
+            assert_problem(await client.post("/tasks/double"), 503, away_detail)
         assert await result_of(service, await client.post("/tasks/double")) == 2
 
 
@@ -1047,6 +1043,32 @@ async def test_handlers() -> None:
         assert arguments["$defs"][name]["properties"]["number"]["type"] == "integer"
 
 
+async def test_a_cursor_that_has_expired() -> None:
+    """A listing does not end early, as if there were no more: it says to begin again."""
+    async with served(double, ttl=5.0) as (service, client):
+        kept = await service.submit("double", delay=1000.0)
+        gone = await service.submit("double")
+        await service.result(gone)
+        cursor = (await client.get("/tasks?limit=1")).json()["next"]
+        assert cursor == gone
+        assert [task["id"] for task in (await client.get(f"/tasks?after={cursor}")).json()["tasks"]] == [kept]
+        await sleep(40.0)
+        expired = "the task at which the page before ended has expired, or never was: begin with the first page"
+        for after in (cursor, "0" * 32):
+            assert_problem(await client.get(f"/tasks?after={after}"), 410, expired, Kind.CURSOR_EXPIRED)
+            told = f"after must be the id of a task that is there; {after!r} has expired, or never was"
+            with pytest.raises(UnknownTaskError, match=whole(told)):
+                await service.page(after=after)
+        for after in ("", "0", "next", "0" * 31 + "g", "0" * 32 + "\n", "\0"):
+            assert_problem(
+                await client.get("/tasks", params={"after": after}),
+                422,
+                f"after must be the `next` of the page before, got {after!r}",
+                Kind.INVALID_PARAMETER,
+            )
+        await service.cancel(kept)
+
+
 # Dead letters
 
 
@@ -1086,6 +1108,18 @@ async def test_dead_letters() -> None:
         assert (await replay(json={"ids": None})).status_code == 200
         async with bus.subscribe("orders", group="shop") as messages:
             assert {(await anext(messages)).body for _ in range(3)} == {b"first", b"\xff<b>", b"third"}
+
+
+async def test_a_dead_letter_with_text_that_is_no_unicode() -> None:
+    """Its reason, as of an odd file name, is told with what is no Unicode escaped."""
+    async with served(options={"dead_letters": ["orders.dead"]}) as (service, client):
+        await service.bus.publish("orders", b"")
+        async with service.bus.subscribe("orders", group="shop") as messages:
+            await (await anext(messages)).reject("no file '\udcff'")
+        [letter] = await service.bus.dead_letters("orders.dead")
+        assert letter.reason == "no file '\\udcff'"
+        [topic] = (await client.get("/dead-letters")).json()["topics"]
+        assert [message["reason"] for message in topic["messages"]] == ["no file '\\udcff'"]
 
 
 async def test_replaying_refuses() -> None:
@@ -1204,7 +1238,7 @@ async def test_metrics() -> None:
     """The figures are those of what was done, in a form that Prometheus reads."""
     service = TaskService(workers=3)
     service.task(slow)
-    service.task(name='odd "name"\n\\')(double)
+    service.task(name='odd "name"\\')(double)
 
     @service.task(retry=Retry(3, delay=1.0, jitter=0))
     async def flaky() -> None:
@@ -1215,7 +1249,7 @@ async def test_metrics() -> None:
         for seconds in (0.2, 2.0, 20.0, 100.0):
             await client.post("/tasks/slow", json={"seconds": seconds})
         await client.post("/tasks/flaky")
-        await client.post('/tasks/odd%20"name"%0A%5C?delay=1000')
+        await client.post('/tasks/odd%20"name"%5C?delay=1000')
         await sleep(50.0)
         response = await client.get("/metrics")
         assert response.headers["content-type"].startswith("text/plain; version=")
@@ -1235,7 +1269,7 @@ async def test_metrics() -> None:
             ("chanflow_tasks_running", "flaky"): 0,
             ("chanflow_tasks_submitted_total", "slow"): 4,
             ("chanflow_tasks_submitted_total", "flaky"): 1,
-            ("chanflow_tasks_submitted_total", 'odd "name"\n\\'): 1,
+            ("chanflow_tasks_submitted_total", 'odd "name"\\'): 1,
             ("chanflow_tasks_ended_total", "slow", "success"): 3,
             ("chanflow_tasks_ended_total", "slow", "failed"): 0,
             ("chanflow_tasks_ended_total", "flaky", "failed"): 1,
@@ -1338,7 +1372,7 @@ async def test_all_tokens_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         compared.append((one, other))
         return compare_digest(one, other)
 
-    monkeypatch.setattr(_guard, "compare_digest", compare)
+    monkeypatch.setattr(_token, "compare_digest", compare)
     async with served(options={"tokens": ["first", "second", "third"]}) as (_, client):
         for token, status in (("first", 200), ("third", 200), ("", 401), ("x" * 1000, 401)):
             compared.clear()
@@ -1484,6 +1518,44 @@ async def test_task_events() -> None:
             assert records[-1] == wire_module.to_json(await service.get(task_id))
             assert (records[-1]["status"], records[-1]["result"]) == ("success", 3)
         assert not service._watches
+
+
+def ids(visit: Visit) -> list[str]:
+    """Give the ids of the messages of a stream."""
+    return [line.removeprefix("id: ") for line in visit.body.decode().split("\n") if line.startswith("id: ")]
+
+
+async def test_a_browser_connects_again() -> None:
+    """It gets what it has missed and nothing twice, and after the end it is told not to come any more."""
+    async with serving(count_up) as service:
+        app = service.asgi()
+        task_id = await service.submit("count_up", upto=3, delay=5.0)
+        path = f"/tasks/{task_id}/events"
+        async with visiting(app, "GET", path) as visit:
+            assert statuses(visit) == ["pending"]
+        [last] = ids(visit)
+        # Nothing has changed meanwhile; then something does.
+        async with visiting(app, "GET", path, headers={"Last-Event-ID": last}) as visit:
+            assert (visit.status, visit.body) == (200, b"")
+            await sleep(6.5)
+            assert {record["status"] for _, record in visit.events} == {"running"}
+        last = ids(visit)[-1]
+        # It ends while nobody watches.
+        record = wire_module.to_json(await service.wait(task_id))
+        async with visiting(app, "GET", path, headers={"Last-Event-ID": last}) as visit:
+            assert [told for _, told in visit.events] == [record]
+            assert visit.ended
+        [last] = ids(visit)
+        # In another process, it has the same id.
+        async with visiting(service.asgi(), "GET", path, headers={"Last-Event-ID": last}) as visit:
+            assert (visit.status, visit.body) == (204, b"")
+            assert visit.ended
+        for other in (None, "", "unknown", "\xff"):
+            async with visiting(
+                app, "GET", path, headers={"Last-Event-ID": other} if other is not None else {}
+            ) as visit:
+                assert (visit.status, ids(visit)) == (200, [last])
+    assert not service._watches
 
 
 async def test_events_of_a_task_at_its_end() -> None:
@@ -1864,18 +1936,6 @@ async def test_latency() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        (
-            {"tokens": "secret"},
-            TypeError,
-            "tokens must be a sequence of one str or more, none empty, or None, got a str",
-        ),
-        ({"tokens": []}, TypeError, "tokens must be a sequence of one str or more, none empty, or None, got a list"),
-        (
-            {"tokens": ["a", ""]},
-            TypeError,
-            "tokens must be a sequence of one str or more, none empty, or None, got a list",
-        ),
-        ({"tokens": (5,)}, TypeError, "tokens must be a sequence of one str or more, none empty, or None, got a tuple"),
         ({"max_pending": 0}, ValueError, "max_pending must be >= 1, got 0"),
         ({"max_body": 0}, ValueError, "max_body must be >= 1, got 0"),
         ({"max_wait": -1}, ValueError, "max_wait must be >= 0, got -1"),
@@ -1891,7 +1951,9 @@ def test_asgi_refuses(options: dict[str, Any], error: type[Exception], message: 
 
 def test_a_name_with_a_slash() -> None:
     """It could not be asked for by its path."""
-    with pytest.raises(ValueError, match=whole("name must be a str of 1 to 200 characters without a slash, got 'a/b'")):
+    with pytest.raises(
+        ValueError, match=whole("name must be a str of 1 to 200 printable characters without a slash, got 'a/b'")
+    ):
         TaskService().task(name="a/b")
 
 
@@ -1919,3 +1981,10 @@ def test_encode_json() -> None:
     big = TaskService().task(echo)
     with pytest.raises(ArgumentError, match=r"^arguments of echo can't be stored: "):
         big.encode_json(b'{"value": 123456789012345678901234567890}')
+
+
+def test_each_kind_of_problem_is_explained() -> None:
+    """The page has a section for each type, with its status, and for no other."""
+    page = (Path(__file__).parent.parent / "docs" / "problems.md").read_text("utf-8")
+    sections = re.findall(r"^## (\S+)\n\n\*\*(\d+)\.\*\* ", page, re.MULTILINE)
+    assert sections == [(kind.uri.removeprefix(wire_module.PROBLEM), str(kind.status)) for kind in Kind]

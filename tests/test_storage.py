@@ -127,6 +127,27 @@ async def test_a_transaction_that_ends_in_the_middle(tmp_path: Path) -> None:
     await database.aclose()
 
 
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+@pytest.mark.parametrize("reads", [False, True])
+async def test_regression_a_file_that_is_gone(*, how: str, reads: bool, tmp_path: Path) -> None:
+    """What is written there would be lost, and what is read is not what others see: each request says so."""
+    path = tmp_path / "items.db"
+    writer = await Database.open(path, SCHEMA)
+    reader = await Database.open(path, "", reads=True)
+    await writer.run(partial(insert, 1))
+    assert await reader.run(read) == [1]
+    path.unlink()
+    if how == "replaced":
+        path.touch()
+    with pytest.raises(
+        StorageError,
+        match=whole(f"{path}: the file was moved or deleted while it was open: restart whoever has it open"),
+    ):
+        await (reader.run(read) if reads else writer.run(partial(insert, 2)))
+    await writer.aclose()
+    await reader.aclose()
+
+
 @pytest.mark.parametrize("ends", [True, False])
 async def test_another_process_begins_with_the_same_file(
     *, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

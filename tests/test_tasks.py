@@ -18,6 +18,7 @@ from itertools import pairwise
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from anyio import (
@@ -50,6 +51,7 @@ from chanflow.tasks import (
     TaskStatus,
     UnknownTaskError,
 )
+from chanflow.tasks.store import Change
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import Faulty, fail
@@ -361,6 +363,41 @@ async def test_cancelling_a_running_task() -> None:
         assert (await service.wait(ids[1])).status in {TaskStatus.CANCELLED, TaskStatus.SUCCESS}
 
 
+async def test_a_cancellation_is_one_tasks() -> None:
+    """The same worker runs the next task, after one that was cancelled and one that ended in spite of that."""
+    others: list[str] = []
+    begun: list[int] = []
+    service = TaskService(workers=3)
+
+    @service.task
+    async def cancelled(progress: Progress) -> None:
+        await progress.update(1)
+        await sleep(math.inf)
+
+    @service.task
+    async def in_vain() -> str:
+        # It ends without waiting for anything after its cancellation.
+        await service.cancel(others[0])
+        return "in vain"
+
+    @service.task
+    async def after(number: int) -> int:
+        begun.append(number)
+        await anyio.lowlevel.checkpoint()
+        return number
+
+    async with service:
+        first = await service.submit(cancelled)
+        others.append(await service.submit(in_vain))
+        others += [await service.submit(after, number=number) for number in range(3)]
+        async for record in service.watch(first):
+            if record.progress is not None:
+                await service.cancel(first)
+        assert (await service.get(first)).status is TaskStatus.CANCELLED
+        assert [await service.result(task_id) for task_id in others] == ["in vain", 0, 1, 2]
+    assert begun == [0, 1, 2]
+
+
 async def test_cancellation_asked_for_elsewhere() -> None:
     """A task hears within a heartbeat of a cancellation that another process asked for."""
     store = MemoryStore()
@@ -665,6 +702,30 @@ async def test_putting_back_takes_a_while() -> None:
             await sleep(math.inf)
     [record] = store._records.values()
     assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_regression_cut_off_while_a_task_is_settled(*, away: bool) -> None:
+    """What came of it is kept, though its worker is cancelled before the store has answered, or while it is away."""
+    store = MemoryStore()
+    real_change = store.change
+
+    async def slow_change(task_id: str, change: Change) -> TaskRecord | None:
+        del task_id, change
+        store.change = real_change  # type: ignore[method-assign]
+        if away:
+            msg = "the store is away"
+            raise StorageError(msg)
+        await sleep(math.inf)
+        raise AssertionError
+
+    with move_on_after(0.5):
+        async with serving(double, store=store) as service:
+            store.change = slow_change  # type: ignore[method-assign]
+            await service.submit("double")
+            await sleep(math.inf)
+    [record] = store._records.values()
+    assert (record.status, record.attempts) == (TaskStatus.SUCCESS, 1)
 
 
 async def test_cut_off_while_a_task_waits_for_a_worker() -> None:
@@ -1482,19 +1543,35 @@ def test_registering_refuses() -> None:
 
     def odd(a: dict[list[int], int] | complex) -> None: ...
 
+    def slashed() -> None: ...
+
+    slashed.__name__ = "a/b"
+    printable = "name must be a str of 1 to 200 printable characters without a slash"
     register: Any = service.task
     for call, error, message in (
         (lambda: register(double), ValueError, "there is a task 'double' already"),
         (lambda: register(5), TypeError, "a task must be a function, got 5"),
         (lambda: register(retry=3), TypeError, "retry must be a Retry, got 3"),
         (lambda: register(timeout=0), ValueError, "timeout must be > 0, got 0"),
-        (lambda: register(name=""), ValueError, "name must be a str of 1 to 200 characters without a slash, got ''"),
+        (
+            lambda: register(name=""),
+            ValueError,
+            "name must be a str of 1 to 200 printable characters without a slash, got ''",
+        ),
         (
             lambda: register(partial(double)),
             TypeError,
             f"a task that is no plain function needs a name: {partial(double)!r}",
         ),
-        (lambda: register(name=5), ValueError, "name must be a str of 1 to 200 characters without a slash, got 5"),
+        (lambda: register(name="a\0b"), ValueError, f"{printable}, got 'a\\x00b'"),
+        (lambda: register(name="two\nlines"), ValueError, f"{printable}, got 'two\\nlines'"),
+        (lambda: register(name="\ud800"), ValueError, f"{printable}, got '\\ud800'"),
+        (lambda: register(slashed), ValueError, f"{printable}, got 'a/b'"),
+        (
+            lambda: register(name=5),
+            ValueError,
+            "name must be a str of 1 to 200 printable characters without a slash, got 5",
+        ),
         (
             lambda: register(positional),
             TypeError,

@@ -15,7 +15,16 @@ import pytest
 from anyio import create_task_group, fail_after
 
 from chanflow import Retry
-from chanflow.tasks import Progress, ProgressReport, TaskFailedError, TaskService, TaskStatus
+from chanflow._check import show
+from chanflow.tasks import (
+    ArgumentError,
+    Progress,
+    ProgressReport,
+    TaskFailedError,
+    TaskService,
+    TaskStatus,
+    UnknownTaskError,
+)
 from tests.conftest import whole
 from tests.redis_server import running_redis
 
@@ -94,6 +103,50 @@ async def test_another_event_loop(store: str) -> None:
     assert message == (
         "the task service belongs to the event loop in which its block was entered, and this is another one"
     )
+
+
+async def test_regression_ids_that_no_task_has(store: str) -> None:
+    """They are unknown, whatever a client of the store could make of them, and the service goes on."""
+    service = TaskService(store=store)
+    service.task(double)
+    async with service:
+        task_id = await service.submit("double")
+        for unknown in ("", "\ud800", "a\0b", "two\nlines", "9" * 100_000):
+            for call in service.get, service.result, service.cancel, service.wait, service.retry:
+                with pytest.raises(
+                    UnknownTaskError, match=whole(f"there is no task {show(unknown)}, or it has expired")
+                ):
+                    await call(unknown)
+            message = f"after must be the id of a task that is there; {show(unknown)} has expired, or never was"
+            with pytest.raises(UnknownTaskError, match=whole(message)):
+                await service.page(after=unknown)
+        wrong: Any
+        after: Any = 5
+        for wrong in (None, 5, b"x", ["x"]):
+            with pytest.raises(TypeError, match=whole(f"task_id must be a str, got {wrong!r}")):
+                await service.get(wrong)
+        with pytest.raises(TypeError, match=whole("after must be a str, got 5")):
+            await service.page(after=after)
+        with fail_after(10.0):
+            assert await service.result(task_id) == 2
+
+
+async def test_regression_arguments_too_deep_for_an_idempotency_key() -> None:
+    """They are refused, as others that don't fit."""
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+
+    async def keep(value: Any) -> None: ...
+
+    service = TaskService()
+    service.task(keep)
+    async with service:
+        with pytest.raises(
+            ArgumentError, match=whole("arguments of keep are nested too deeply to have an idempotency key")
+        ):
+            await service.submit("keep", value=deep, idempotency_key="key")
+        assert not sum((await service.count()).values())
 
 
 async def test_arguments_by_position() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from contextvars import copy_context
 from datetime import datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -46,6 +47,8 @@ from chanflow.tasks import (
 )
 from chanflow.tasks._log import current
 from chanflow.tasks._statistics import BOUNDS
+from chanflow.tasks.record import finish
+from chanflow.tasks.store import News
 from chanflow.tasks.stores.memory import MemoryStore
 from tests.conftest import whole
 from tests.test_bus import fail
@@ -100,6 +103,24 @@ async def test_each_change_is_told() -> None:
             assert all(one != other for one, other in pairwise(records))
             # What happens in one moment may be told as one change.
             assert sorted({round(at - watcher.times[0]) for at in watcher.times}) == [0, 5, 6, 7, 8]
+
+
+async def test_regression_news_in_the_wrong_order() -> None:
+    """What a task was before its end is told after it, by another caller who had to wait: the end counts."""
+    store = MemoryStore()
+    async with serving(double, store=store, workers=0) as service:
+        task_id = await service.submit("double")
+        now = store.now()
+        await store.claim({"double": None}, worker="a", now=now, lease_until=now + 9.0, limit=1)
+        watcher = Watcher(service, task_id)
+        with fail_after(60.0):
+            async with create_task_group() as tasks:
+                tasks.start_soon(watcher.watch)
+                await wait_all_tasks_blocked()
+                cancelling = await service.cancel(task_id)
+                await store.change(task_id, partial(finish, worker="a", status=TaskStatus.FAILED, now=now, ttl=99.0))
+                service._hear(News(task_id, "double", cancelling.status, cancel_requested=True, record=cancelling))
+        assert watcher.statuses == ["running", "failed"]
 
 
 async def test_a_slow_watcher_is_told_of_the_last() -> None:

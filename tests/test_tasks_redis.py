@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from functools import partial
 from unittest.mock import AsyncMock
 
 import pytest
-from anyio import create_task_group, fail_after, sleep
+from anyio import CancelScope, Event, create_task_group, fail_after, sleep
 from msgspec.structs import replace
 
 from chanflow.bus import StorageError
@@ -68,6 +69,46 @@ async def test_two_services_share_a_redis() -> None:
             with fail_after(30.0):
                 while not runs[60]:  # noqa: ASYNC110 -- as above
                     await sleep(0.01)
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+async def test_regression_a_cancelled_service_puts_back_what_runs(where: str) -> None:
+    """Its client outlives the cancellation for that, and the service can be entered again."""
+    begun = Event()
+
+    async def endless() -> None:
+        begun.set()
+        await sleep(math.inf)
+
+    with running_redis() as url, fail_after(30.0):
+        service = TaskService(store=url)
+        service.task(endless)
+        with CancelScope() as outside:
+            async with service:
+                with CancelScope() as inside:
+                    await service.submit("endless")
+                    await begun.wait()
+                    (outside if where == "outside" else inside).cancel()
+                    await sleep(math.inf)
+                await service.shutdown(0.0)
+        async with TaskService(store=url, workers=0) as other:
+            [record] = await other.page()
+        assert (record.status, record.attempts) == (TaskStatus.PENDING, 0)
+        begun = Event()
+        async with service:
+            await begun.wait()
+            await service.shutdown(0.0)
+
+
+async def test_regression_a_store_of_two_services() -> None:
+    """Its client would end with the one that entered first; the other is refused."""
+    with running_redis() as url:
+        store = RedisStore(url)
+        async with TaskService(store=store, workers=0) as service:
+            message = "this store in Redis is open already: each service needs one of its own"
+            with pytest.raises(RuntimeError, match=f"^{message}$"):
+                await TaskService(store=store).__aenter__()
+            assert await service.page() == []
 
 
 async def test_finished_tasks_expire_by_themselves() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,9 @@ import pytest
 from anyio import create_task_group, fail_after, sleep
 
 from chanflow import Retry
-from chanflow.tasks import TaskService, TaskStatus
+from chanflow.tasks import TaskRecord, TaskService, TaskStatus
+from chanflow.tasks.record import finish
+from chanflow.tasks.stores.sqlite import SqliteStore
 from tests.conftest import another_way
 
 pytestmark = pytest.mark.anyio
@@ -140,6 +143,42 @@ async def test_two_services_share_a_file(tmp_path: Path) -> None:
                 await second.cancel(task_id)
             assert {(await first.wait(task_id)).status for task_id in endless} == {TaskStatus.CANCELLED}
     check(path)
+
+
+@pytest.mark.parametrize("number", [99, 100, 101, 250])
+async def test_counts_are_right_however_many_changes_there_were(tmp_path: Path, number: int) -> None:
+    """The changes are added to the counts now and then: none is forgotten, and none counts twice."""
+
+    async def numbers(store: SqliteStore) -> list[int]:
+        counts = await store.count(3000.0)
+        rows = await store._reader.run(
+            lambda connection: connection.execute("SELECT status, count(*) FROM tasks GROUP BY status").fetchall()
+        )
+        by_status = dict(rows)
+        assert {status.value: count for status, count in counts.items() if count} == by_status
+        return [counts[status] for status in TaskStatus]
+
+    def record(task: int) -> TaskRecord:
+        return TaskRecord(id=str(task), name="work", arguments=b"", created_at=1000.0, run_at=1000.0)
+
+    store = SqliteStore(tmp_path / "tasks.db")
+    await store.open()
+    for task in range(number):
+        await store.create(record(task))
+        assert (await numbers(store))[0] == task + 1
+    claimed = await store.claim({"work": number}, worker="w", now=2000.0, lease_until=2030.0, limit=number)
+    assert len(claimed.records) == number
+    await store.create(record(number))
+    limited = await store.claim({"work": number}, worker="v", now=2000.0, lease_until=2030.0, limit=1)
+    assert limited.records == []
+    end = partial(finish, worker="w", status=TaskStatus.SUCCESS, now=2001.0, ttl=3600.0, result=b"")
+    await store.change_many([(str(task), end) for task in range(number)])
+    await store.aclose()
+    await store.open()
+    assert await numbers(store) == [1, 0, number, 0, 0]
+    await store.forget(9000.0)
+    assert await numbers(store) == [1, 0, 0, 0, 0]
+    await store.aclose()
 
 
 async def wait_until_running(service: TaskService, task_id: str) -> None:

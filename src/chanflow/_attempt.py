@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from functools import partial
-from inspect import isasyncgen, isasyncgenfunction, isawaitable, iscoroutinefunction, isgenerator, isgeneratorfunction
-from types import CoroutineType, TracebackType, coroutine
+from inspect import (
+    CO_COROUTINE,
+    isasyncgen,
+    isasyncgenfunction,
+    isawaitable,
+    iscoroutinefunction,
+    isgenerator,
+    isgeneratorfunction,
+)
+from types import CodeType, CoroutineType, TracebackType, coroutine
 from typing import Any, TypeVar, cast
 
 from anyio import CapacityLimiter, get_cancelled_exc_class, move_on_after
@@ -40,6 +48,12 @@ def is_kind(function: Callable[..., Any], *tests: Callable[[object], bool]) -> b
 def is_async(function: Callable[..., Any]) -> bool:
     """Tell whether calling this gives something to await."""
     return is_kind(function, iscoroutinefunction)
+
+
+def makes_coroutine(function: object) -> bool:
+    """Tell whether a function was written with `async def`, and is not only marked as if it were."""
+    code = getattr(function, "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & CO_COROUTINE)
 
 
 def check_handler(argument: str, handler: object) -> None:
@@ -134,6 +148,8 @@ class Attempt:
         self._limiter = limiter
         self._timeout = timeout
         self._is_async = is_async(handler)
+        # Whether a call makes a coroutine and does nothing else.
+        self._is_simple = timeout is None and is_kind(handler, makes_coroutine)
 
     async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it with these arguments, in a copy of the current context, and give what it returned.
@@ -146,6 +162,8 @@ class Attempt:
             Exception: what the handler raised.
         """
         try:
+            if self._is_simple:
+                return await follow(self._handler(*args, **kwargs))
             return await follow(self.run(partial(self._handler, *args, **kwargs)))
         except BaseException as error:  # noqa: BLE001 -- what is no failure goes on
             failure = failure_of_handler(error, running_home())

@@ -7,7 +7,17 @@ import sys
 from functools import partial
 from reprlib import Repr
 
-__all__ = ["check_count", "check_number", "check_seconds", "message_of", "name_of", "show", "show_error"]
+__all__ = [
+    "check_count",
+    "check_number",
+    "check_seconds",
+    "check_text",
+    "message_of",
+    "name_of",
+    "show",
+    "show_error",
+    "storable",
+]
 
 
 class Shown(Repr):
@@ -39,8 +49,19 @@ def message_of(error: BaseException) -> str:
         message = str(error)
     except Exception as broken:  # noqa: BLE001 -- what a program's own class raises here is anything
         message = f"<its str raises {type(broken).__name__}>"
-    # Half of a surrogate pair, which a file's name may have, can't be encoded.
-    return message.encode("utf-8", "backslashreplace").decode()
+    return storable(message)
+
+
+def storable(text: str) -> str:
+    """Give a text as it can be stored anywhere: half of a surrogate pair, which a file's name may have, is escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_text(argument: str, text: str) -> None:
+    """Refuse a name that can't be stored everywhere: one with half of a surrogate pair."""
+    if storable(text) != text:
+        msg = f"{argument} must be text that UTF-8 can encode, got {show(text)}"
+        raise ValueError(msg)
 
 
 def name_of(function: object) -> str:

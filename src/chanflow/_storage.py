@@ -171,10 +171,12 @@ class Database:
 
     def _serve(self) -> None:
         connection: Connection | None = None
+        opened: os.stat_result | None = None
         try:
             while batch := self._next_batch():
                 try:
                     connection = connection or self._connect()
+                    opened = still_there(self._path, opened)
                     transact(connection, batch, "BEGIN" if self._reads else "BEGIN IMMEDIATE")
                 except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
                     for request in batch:
@@ -235,6 +237,18 @@ def execute_when_free(connection: Connection, statement: str) -> None:
             time.sleep(BUSY_INTERVAL)
         else:
             return
+
+
+def still_there(path: Path, opened: os.stat_result | None) -> os.stat_result:
+    """Refuse a path that names another file than was opened, or none: SQLite would write where nobody looks."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        there = None
+    if there is None or not os.path.samestat(there, opened or there):
+        msg = "the file was moved or deleted while it was open: restart whoever has it open"
+        raise sqlite3.OperationalError(msg)
+    return there
 
 
 making = threading.Lock()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,11 +25,15 @@ from chanflow.commands import (
     run,
     start_logging,
 )
-from chanflow.tasks import TaskService
+from chanflow.connections import MAX_CONNECTIONS
+from chanflow.tasks import TaskService, Token
+from chanflow.tasks._token import parse_tokens
 
 __all__ = ["Serving", "demo_service", "serve"]
 
-LOCAL = {"127.0.0.1", "::1", "localhost"}
+LOCAL = ("127.0.0.1", "::1", "localhost")
+ANY = {"", "0.0.0.0", "::"}  # noqa: S104 -- they are no names
+"""Where to listen at all addresses of the machine."""
 host_option: Option = click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen.")
 port_option: Option = click.option(
     "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 for any that is free."
@@ -54,11 +60,12 @@ class Serving:
         *,
         uds: Path | None = None,
         root_path: str = "",
+        max_connections: int = MAX_CONNECTIONS,
         **options: Any,
     ) -> None:
         try:
             self._app: Any = service.asgi(**options)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:
             raise CommandError(str(error)) from None
         place = f"{host} port {port}" if uds is None else str(uds)
         try:
@@ -73,17 +80,20 @@ class Serving:
         self._uds: Path | None = uds
         self._root_path: str = root_path
         self._backend: str = backend
+        self._max_connections: int = max_connections
         self._stop: anyio.Event
         self._tasks: TaskGroup
 
     async def __aenter__(self) -> Self:
         for name in ("uvicorn", "hypercorn"):
-            # What they say of their own coming and going is said here.
-            logging.getLogger(name).setLevel(logging.WARNING)
+            # What they say of their own coming and going is said here, and what they say of each request that makes no
+            # sense would be for any client to fill the log with.
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._stop = anyio.Event()
         self._tasks = await anyio.create_task_group().__aenter__()
         app = server.below(self._app, self._root_path)
-        await self._tasks.start(server.serve, app, self._socket, self._backend, self._stop)
+        serve = partial(server.serve, max_connections=self._max_connections)
+        await self._tasks.start(serve, app, self._socket, self._backend, self._stop)
         return self
 
     async def __aexit__(
@@ -120,7 +130,29 @@ class Serving:
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Bearer tokens, one a line: a request needs one of them.",
+    help="Bearer tokens, one a line, as `secret`, `name: secret` or `name[read,submit,admin]: secret`: a request "
+    "needs one of them.",
+)
+@click.option(
+    "--host-name",
+    "host_names",
+    multiple=True,
+    metavar="NAME",
+    help="A name or address by which the service is called; can be repeated. Without tokens, and with any of these, "
+    "requests by other names than these and the machine's own are refused.",
+)
+@click.option(
+    "--cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="An origin, such as https://app.example, whose pages may use the service; can be repeated.",
+)
+@click.option(
+    "--max-connections",
+    type=click.IntRange(1),
+    default=MAX_CONNECTIONS,
+    show_default=True,
+    help="With so many, others wait; fewer where the process may not have so many files.",
 )
 @click.option(
     "--max-pending", type=click.IntRange(1), default=1000, show_default=True, help="With so many, more are refused."
@@ -149,6 +181,9 @@ def serve(
     backend: str,
     workers: int | None,
     token_file: Path | None,
+    host_names: tuple[str, ...],
+    cors: tuple[str, ...],
+    max_connections: int,
     max_pending: int,
     max_body: int,
     max_wait: float,
@@ -168,6 +203,8 @@ def serve(
     tokens = None if token_file is None else read_tokens(token_file)
     if tokens is None and uds is None and host not in LOCAL:
         click.echo(f"anybody who reaches {host} can submit tasks, and read them: see --token-file", err=True)
+        if host in ANY and not host_names:
+            click.echo("requests by another name than localhost are refused: see --host-name", err=True)
     serving = Serving(
         found,
         host,
@@ -175,7 +212,10 @@ def serve(
         backend,
         uds=uds,
         root_path=root_path,
+        max_connections=max_connections,
         tokens=tokens,
+        hosts=hosts_of(host, host_names) if tokens is None or host_names else None,
+        cors=cors,
         max_pending=max_pending,
         max_body=max_body,
         max_wait=max_wait,
@@ -184,13 +224,21 @@ def serve(
     run(found, drain, backend, serving)
 
 
-def read_tokens(path: Path) -> list[str]:
+def hosts_of(host: str, names: Iterable[str] = ()) -> list[str]:
+    """Give the names for which to answer: a page could make up any other one for this machine, and read the tasks."""
+    return [*LOCAL, *names, *([] if host in ANY else [host])]
+
+
+def read_tokens(path: Path) -> list[Token]:
     """Read the tokens of a file."""
-    tokens = path.read_text("utf-8").split()
-    if not tokens:
-        msg = f"{path} has no token"
-        raise CommandError(msg)
-    return tokens
+    try:
+        return parse_tokens(path.read_bytes())
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise CommandError(msg) from None
+    except OSError as error:
+        msg = f"can't read {path}: {error.strerror}"
+        raise CommandError(msg) from None
 
 
 @click.command()
@@ -206,4 +254,4 @@ def demo_service(host: str, port: int, backend: str) -> None:
 
     start_logging("text")
     service = make_service()
-    run(service, 0.0, backend, Serving(service, host, port, backend))
+    run(service, 0.0, backend, Serving(service, host, port, backend, hosts=hosts_of(host)))

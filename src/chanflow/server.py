@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import socket
-import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote
 
-from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
+from anyio import TASK_STATUS_IGNORED, Event
 from anyio.abc import TaskStatus
+
+from chanflow.connections import BACKLOG, MAX_CONNECTIONS, Connections, bound_by_files
 
 __all__ = ["below", "is_root_path", "listen", "listen_on_path", "serve"]
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-
-BACKLOG = 2048
-GRACE = 1.0
-"""Seconds for answers that are on their way when the server stops."""
-KEEP_ALIVE = 20.0
-"""Seconds for which a connection may be idle."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -36,8 +29,6 @@ def listen(host: str, port: int) -> socket.socket:
     """
     # The first address that the name has.
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    # With the protocol said, as `create_server` doesn't: asyncio looks at it before it turns Nagle's algorithm off, and
-    # with that on, an answer may wait 40 ms for an acknowledgement.
     taken = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":
@@ -109,63 +100,29 @@ def forwarded_prefix(scope: Any) -> str | None:
 
 
 async def serve(
-    app: Any, taken: socket.socket, backend: str, stop: Event, *, task_status: TaskStatus[Any] = TASK_STATUS_IGNORED
+    app: Any,
+    taken: socket.socket,
+    backend: str,
+    stop: Event,
+    *,
+    max_connections: int = MAX_CONNECTIONS,
+    task_status: TaskStatus[Any] = TASK_STATUS_IGNORED,
 ) -> None:
     """Serve an app, whose lifespan is somebody else's business.
 
     Args:
         app: the ASGI app.
-        taken: where to listen.
+        taken: where to listen; it is closed in the end.
         backend: "asyncio" or "trio".
-        stop: when it is set, connections are closed and the call returns.
+        stop: when it is set, no connection is accepted any more, and the call returns once answers that are on their
+            way are sent, or after a second.
+        max_connections: how many may be open, at least 1; fewer where the process may not have so many files.
         task_status: is told when it listens.
     """
+    # Each takes long to import, and may be missing.
     if backend == "trio":
-        await serve_on_trio(app, taken, stop, task_status)
+        from chanflow.server_hypercorn import serve as serve_by  # noqa: PLC0415
     else:
-        await serve_on_asyncio(app, taken, stop, task_status)
-
-
-async def serve_on_trio(app: Any, taken: socket.socket, stop: Event, task_status: Any) -> None:
-    """Serve by hypercorn."""
-    from hypercorn import trio as hypercorn_trio  # noqa: PLC0415 -- it takes long, and may be missing
-    from hypercorn.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.bind = [f"fd://{taken.fileno()}"]
-    config.errorlog = logging.getLogger("hypercorn.error")
-    config.graceful_timeout = GRACE
-    # It counts from the connection on: by default, with many at once, some would be cut off before they are heard.
-    config.keep_alive_timeout = KEEP_ALIVE
-    # By default it closes a connection after 1,000 requests, maybe while the next one is on its way.
-    config.keep_alive_max_requests = sys.maxsize
-    await hypercorn_trio.serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
-
-
-async def serve_on_asyncio(app: Any, taken: socket.socket, stop: Event, task_status: Any) -> None:
-    """Serve by uvicorn."""
-    import uvicorn  # noqa: PLC0415 -- as above
-
-    class Server(uvicorn.Server):
-        def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-            # They are ours.
-            return nullcontext()
-
-    server = Server(
-        uvicorn.Config(
-            app,
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            # Nobody needs who a proxy says has asked; what is asked by, is needed.
-            proxy_headers=False,
-            timeout_graceful_shutdown=int(GRACE),
-        )
-    )
-    async with create_task_group() as tasks:
-        tasks.start_soon(server.serve, [taken])
-        while not server.started:  # noqa: ASYNC110 -- it has no event for that
-            await sleep(0.005)
-        task_status.started()
-        await stop.wait()
-        server.should_exit = True
+        from chanflow.server_uvicorn import serve as serve_by  # noqa: PLC0415
+    connections = Connections(bound_by_files(max_connections))
+    await serve_by(app, taken, connections, stop, task_status.started)

@@ -10,7 +10,7 @@ from anyio import CapacityLimiter, ClosedResourceError, Event
 from attrs import frozen
 
 from chanflow._attempt import Attempt, check_handler
-from chanflow._check import check_count, check_seconds, show
+from chanflow._check import check_count, check_seconds, check_text, show
 from chanflow._retry import Retry
 from chanflow.bus._consume import Handler, consume
 from chanflow.bus._subscription import Subscription
@@ -117,7 +117,7 @@ class Bus:
             ClosedResourceError: the bus is closed, before or while waiting.
             StorageError: the backend failed.
             TypeError: an argument has the wrong type.
-            ValueError: `topic` is empty or too long.
+            ValueError: `topic` is empty or too long, or a name, key or header is no text that UTF-8 can encode.
 
         Cancellation:
             The message may have been published nevertheless.
@@ -130,11 +130,15 @@ class Bus:
         if key is not None and not isinstance(key, str):
             msg = f"key must be a str or None, got {show(key)}"
             raise TypeError(msg)
+        if key is not None:
+            check_text("key", key)
         headers = {} if headers is None else dict(headers)
         for pair in headers.items():
             if not all(isinstance(part, str) for part in pair):
                 msg = f"headers must be of str by str, got {show(pair[0])}: {show(pair[1])}"
                 raise TypeError(msg)
+            for part in pair:
+                check_text("headers", part)
         return await self._backend.publish(Content(topic=topic, body=bytes(body), key=key, headers=headers))
 
     def subscribe(
@@ -292,6 +296,7 @@ def check_name(argument: str, name: object) -> None:
     if not 1 <= len(name) <= MAX_NAME:
         msg = f"{argument} must have 1 to {MAX_NAME} characters, got {show(name)}"
         raise ValueError(msg)
+    check_text(argument, name)
 
 
 def exhume(delivery: Delivery) -> DeadMessage | None:

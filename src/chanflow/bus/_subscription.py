@@ -10,6 +10,7 @@ from typing import Self
 
 from anyio import CancelScope, move_on_after, sleep
 
+from chanflow._check import storable
 from chanflow._park import Home, running_home
 from chanflow._signal import Signal
 from chanflow._storage import StorageError
@@ -134,7 +135,7 @@ class Message:
         self._settle("rejected")
         content = self._delivery.content
         group, dead_letter = self._subscription.group, self._subscription.dead_letter
-        origin = Origin(topic=content.topic, group=group, id=self.id, attempts=self.attempt, reason=reason)
+        origin = Origin(topic=content.topic, group=group, id=self.id, attempts=self.attempt, reason=storable(reason))
         dead = Content(topic=dead_letter, body=content.body, key=content.key, headers=content.headers, origin=origin)
         self._check_held(await self._subscription._member.bury(self._delivery, dead))
 

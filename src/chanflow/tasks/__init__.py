@@ -21,6 +21,7 @@ from chanflow.tasks._handler import ArgumentError, Handler, Progress, ResultErro
 from chanflow.tasks._log import JsonFormatter, TaskFilter, current_task
 from chanflow.tasks._service import TaskService
 from chanflow.tasks._statistics import HandlerStatistics, Histogram, TaskStatistics
+from chanflow.tasks._token import Token
 from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
 from chanflow.tasks.store import Change, Claimed, News, Store
 
@@ -46,6 +47,7 @@ __all__ = [
     "TaskStateError",
     "TaskStatistics",
     "TaskStatus",
+    "Token",
     "UnknownTaskError",
     "current_task",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from chanflow._check import show
 from chanflow.tasks.record import TaskRecord
 
 __all__ = ["IdempotencyError", "TaskCancelledError", "TaskFailedError", "TaskStateError", "UnknownTaskError"]
@@ -9,6 +10,11 @@ __all__ = ["IdempotencyError", "TaskCancelledError", "TaskFailedError", "TaskSta
 
 class UnknownTaskError(LookupError):
     """There is no such task, or no such handler: it never was, or has expired."""
+
+
+def unknown_cursor(after: str) -> UnknownTaskError:
+    """Say of the cursor of a page that its task is not there."""
+    return UnknownTaskError(f"after must be the id of a task that is there; {show(after)} has expired, or never was")
 
 
 class IdempotencyError(ValueError):

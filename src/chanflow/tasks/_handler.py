@@ -12,8 +12,9 @@ import msgspec
 from anyio import CapacityLimiter, from_thread
 
 from chanflow._attempt import Attempt, is_async
-from chanflow._check import show
+from chanflow._check import show, storable
 from chanflow._retry import Retry
+from chanflow.tasks._schema import from_plain, pack, reader, strip
 from chanflow.tasks.record import ProgressReport
 
 __all__ = ["MAX_SECONDS", "ArgumentError", "Handler", "Progress", "ResultError", "topic_of"]
@@ -73,8 +74,7 @@ class Progress:
         if not isinstance(message, str):
             msg = f"message must be a str, got {show(message)}"
             raise TypeError(msg)
-        # See the runner's messages of errors.
-        progress = ProgressReport(done, total, message.encode("utf-8", "backslashreplace").decode())
+        progress = ProgressReport(done, total, storable(message))
         if not self._in_thread:
             return self._report(progress)
         from_thread.run(self._report, progress)
@@ -106,7 +106,7 @@ class Handler(Generic[P, R]):
         self.__wrapped__ = fn
         self._attempt: Attempt
         hints = hints_of(fn)
-        self._progress: str | None = None
+        self._progress: list[str] = []
         fields: list[Any] = []
         for parameter in inspect.signature(fn).parameters.values():
             if parameter.kind not in KINDS:
@@ -117,16 +117,20 @@ class Handler(Generic[P, R]):
                 msg = f"{parameter.name} is an argument of submit itself: {name} can't have it"
                 raise TypeError(msg)
             hint = hints.get(parameter.name, Any)
-            if hint is Progress:
-                self._progress = parameter.name
-            elif parameter.default is parameter.empty:
+            if strip(hint) is Progress:
+                self._progress.append(parameter.name)
+                continue
+            check_hint(name, parameter.name, hint)
+            if parameter.default is parameter.empty:
                 fields.append((parameter.name, hint))
             else:
                 # Left to the function.
                 fields.append((parameter.name, Union[hint, msgspec.UnsetType], msgspec.UNSET))  # noqa: UP007 -- a hint may be a string
         self.arguments: type[msgspec.Struct] = make_struct(name, fields)
-        self._decoder: msgspec.msgpack.Decoder[msgspec.Struct] = msgspec.msgpack.Decoder(self.arguments)
-        self._json_decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(self.arguments)
+        self._decoder: msgspec.msgpack.Decoder[msgspec.Struct] = reader(self.arguments)
+        self._json_decoder: msgspec.json.Decoder[msgspec.Struct] = msgspec.json.Decoder(
+            self.arguments, dec_hook=from_plain
+        )
         self.returns: Any = hints.get("return", Any)
         self._result_decoder: msgspec.msgpack.Decoder[Any] = make_decoder(name, self.returns)
 
@@ -142,12 +146,19 @@ class Handler(Generic[P, R]):
 
         Args:
             arguments: checked by `encode`, or what it gave.
+
+        Raises:
+            ArgumentError: they are nested too deeply.
         """
         if not isinstance(arguments, bytes):
             # A set's order is another in each process.
-            arguments = msgspec.msgpack.encode(dict(arguments), order="deterministic")
-        ordered = msgspec.msgpack.encode(self._read(arguments), order="deterministic")
-        plain = msgspec.msgpack.encode(one_number(msgspec.msgpack.decode(ordered)), order="deterministic")
+            arguments = pack(dict(arguments), ordered=True)
+        ordered = pack(self._read(arguments), ordered=True)
+        try:
+            plain = pack(one_number(msgspec.msgpack.decode(ordered)), ordered=True)
+        except RecursionError as error:
+            msg = f"arguments of {self.name} are nested too deeply to have an idempotency key"
+            raise ArgumentError(msg) from error
         return sha256(plain).hexdigest()
 
     def encode(self, arguments: Mapping[str, Any]) -> bytes:
@@ -157,7 +168,7 @@ class Handler(Generic[P, R]):
             ArgumentError: one is missing, unknown, of the wrong type, or can't be stored.
         """
         try:
-            encoded = msgspec.msgpack.encode(dict(arguments))
+            encoded = pack(dict(arguments))
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"arguments of {self.name} can't be stored: {error}"
             raise ArgumentError(msg) from error
@@ -203,11 +214,11 @@ class Handler(Generic[P, R]):
             Exception: what it raised.
         """
         arguments = given(self._read(encoded))
-        if self._progress is not None:
-            arguments[self._progress] = Progress(report, in_thread=not is_async(self.fn))
+        for parameter in self._progress:
+            arguments[parameter] = Progress(report, in_thread=not is_async(self.fn))
         value = await self._attempt(**arguments)
         try:
-            encoded = msgspec.msgpack.encode(value)
+            encoded = pack(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             msg = f"the result of {self.name} can't be stored: {error}"
             raise ResultError(msg) from error
@@ -229,7 +240,7 @@ def hints_of(fn: Callable[..., Any]) -> dict[str, Any]:
     """Give the type hints of a function, a partial or an object that can be called."""
     while isinstance(fn, partial):
         fn = fn.func
-    return get_type_hints(fn if inspect.isroutine(fn) else type(fn).__call__)
+    return get_type_hints(fn if inspect.isroutine(fn) else type(fn).__call__, include_extras=True)
 
 
 def given(arguments: msgspec.Struct) -> dict[str, Any]:
@@ -257,18 +268,22 @@ def topic_of(name: str) -> str:
 def make_decoder(name: str, returns: Any) -> msgspec.msgpack.Decoder[Any]:
     """Make what reads a function's results."""
     try:
-        return msgspec.msgpack.Decoder(returns)
+        return reader(returns)
     except TypeError as error:
         msg = f"what {name} is annotated to return is not plain data: {error}"
         raise TypeError(msg) from error
 
 
+def check_hint(name: str, parameter: str, hint: Any) -> None:
+    """Refuse a type hint of what can't be stored, or not be described to those who submit."""
+    try:
+        reader(hint)
+    except TypeError as error:
+        msg = f"the type hints of {name} are not for plain data: {parameter}: {error}"
+        raise TypeError(msg) from error
+
+
 def make_struct(name: str, fields: list[Any]) -> type[msgspec.Struct]:
     """Make what a function's arguments are read as, by their type hints."""
-    try:
-        struct = msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True)
-        msgspec.msgpack.Decoder(struct)
-    except TypeError as error:
-        msg = f"the type hints of {name} are not for plain data: {error}"
-        raise TypeError(msg) from error
-    return struct
+    # The module's name keeps a type of the same name apart.
+    return msgspec.defstruct(name, fields, kw_only=True, forbid_unknown_fields=True, module="arguments of")

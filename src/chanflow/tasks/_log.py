@@ -11,6 +11,9 @@ from chanflow.tasks.record import TaskRecord
 
 __all__ = ["JsonFormatter", "TaskFilter", "about", "current", "current_task"]
 
+TOLD = ("task_id", "task_name", "token_name")
+"""What a line of the log may be about."""
+
 current: ContextVar[TaskRecord | None] = ContextVar("chanflow task", default=None)
 
 
@@ -46,7 +49,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name in ("task_id", "task_name") if (value := getattr(record, name, None)) is not None}
+        line |= {name: value for name in TOLD if (value := getattr(record, name, None)) is not None}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)

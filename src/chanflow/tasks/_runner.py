@@ -34,7 +34,7 @@ __all__ = ["Runner"]
 logger = logging.getLogger("chanflow.tasks")
 
 GRACE = 5.0
-"""Seconds to put back what is cut off."""
+"""Seconds to put back, or to settle, what is cut off."""
 HEARTBEAT = 1.0
 """The most seconds from one renewal of the leases to the next."""
 WORKER_LOST = "WorkerLostError"
@@ -47,11 +47,17 @@ class Run:
 
     record: TaskRecord
     """As it was claimed."""
-    scope: CancelScope
-    lost: bool = False
-    """Whether another worker has the task by now."""
     cancelled: bool = False
     """Whether its cancellation was asked for."""
+    lost: bool = False
+    """Whether another worker has the task by now."""
+    scope: CancelScope | None = None
+    """Its worker's, while the handler runs: what comes of that is settled in spite of a cancellation."""
+
+    def interrupt(self) -> None:
+        """Cancel the handler."""
+        if self.scope is not None:
+            self.scope.cancel()
 
     @property
     def worker(self) -> str:
@@ -120,7 +126,7 @@ class Runner:
         """Put back what runs, and what is going to."""
         self._cut_off = True
         for run in self._runs:
-            run.scope.cancel()
+            run.interrupt()
 
     def stop(self) -> None:
         """Take up nothing more."""
@@ -135,7 +141,7 @@ class Runner:
             for run in self._runs:
                 if run.record.id == news.id and not run.cancelled:
                     run.cancelled = True
-                    run.scope.cancel()
+                    run.interrupt()
 
     async def work(self) -> None:
         """Run what the dispatch brings, until stopped."""
@@ -168,7 +174,7 @@ class Runner:
             await self._give_back(records)
             return
         for record in records:
-            run = Run(record, self._new_scope(), cancelled=record.cancel_requested)
+            run = Run(record, record.cancel_requested)
             self._runs.add(run)
             self._waiting.append(run)
         if records:
@@ -182,11 +188,15 @@ class Runner:
             (record.id, partial(put_back, worker=record.worker or "", run_at=now, attempted=False))
             for record in records
         ]
+        await self._insist(changes, "put back")
+
+    async def _insist(self, changes: Sequence[tuple[str, Change]], what: str) -> None:
+        """Change tasks, even when cancelled."""
         with move_on_after(GRACE, shield=True):
             try:
                 await self._store.change_many(changes)
             except StorageError as error:
-                logger.warning("%d task(s) could not be put back: %s", len(changes), error)
+                logger.warning("%d task(s) could not be %s: %s", len(changes), what, error)
 
     def _wake(self) -> None:
         """Wake a worker, unless one was woken and has not come yet, or all are awake and are going to look."""
@@ -198,54 +208,98 @@ class Runner:
         """Run what was taken, one after the other, until stopped."""
         while not self.stopped or self._waiting:
             try:
-                await self._run_next()
+                await self._run_some()
             except BaseException as error:
                 # Whoever cancelled this asyncio task meant the run, which was put back: the worker goes on.
                 if not self._home.uncancel(error):
                     raise
 
-    async def _run_next(self) -> None:
-        if not self._waiting:
-            await self._news.wait(self._home)
-            self._waking = False
-            return
-        run = self._waiting.popleft()
-        if self._waiting:
-            self._wake()
+    async def _run_some(self) -> None:
+        """Run what was taken, until a run is interrupted, or until stopped."""
+        run: Run | None = None
+        outcome: bytes | Exception | None = None
         try:
-            await self._run(run)
+            # One scope for many runs: to make one takes a tenth of the time of a task that does nothing.
+            with self._new_scope() as scope:
+                while not self.stopped or self._waiting:
+                    if not self._waiting:
+                        await self._news.wait(self._home)
+                        self._waking = False
+                        continue
+                    run = self._begin_next()
+                    outcome = await self._attempt(run, scope)
+                    if scope.cancel_called:
+                        break
+                    await self._settle(run, outcome)
+                    self._leave(run)
+                    run = outcome = None
+                    await self._home.operate()
+            if run is not None:
+                await self._settle(run, outcome)
+        except BaseException:
+            # The service is cut off, or this asyncio task was cancelled.
+            if run is not None and outcome is None:
+                await self._give_back([run.record])
+            raise
         finally:
-            self._runs.discard(run)
-            self._freed.send()
-        await self._home.operate()
+            if run is not None:
+                self._leave(run)
 
     # A run
 
-    async def _run(self, run: Run) -> None:
-        """Attempt a task, and settle it by what came of that."""
+    def _begin_next(self) -> Run:
+        run = self._waiting.popleft()
+        if self._waiting:
+            self._wake()
+        self._tally.begun(run.record)
+        return run
+
+    def _leave(self, run: Run) -> None:
+        self._tally.left(run.record)
+        self._runs.discard(run)
+        self._freed.send()
+
+    async def _attempt(self, run: Run, scope: CancelScope) -> bytes | Exception | None:
+        """Call the handler, and give its encoded result or its error; None if it was not to be called."""
         record, handler = run.record, self._handlers[run.record.name]
-        self._tally.begun(record)
+        if run.cancelled or self._cut_off or record.attempts > handler.retry.attempts:
+            return None
+        current.set(record)
+        attempt = handler.attempt(record.arguments, partial(self._report, run))
+        run.scope = scope
         try:
-            if record.attempts > handler.retry.attempts and not run.cancelled:
+            return await (attempt if self._tracing is None else self._trace(self._tracing, record, attempt))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
+            return error
+        finally:
+            run.scope = None
+
+    async def _trace(self, tracing: Tracing, record: TaskRecord, attempt: Awaitable[bytes]) -> bytes:
+        with tracing.running(topic_of(record.name), record):
+            return await attempt
+
+    async def _settle(self, run: Run, outcome: bytes | Exception | None) -> None:
+        """Settle a run by what came of its attempt; None if that was interrupted, or not made."""
+        record, handler = run.record, self._handlers[run.record.name]
+        try:
+            if isinstance(outcome, bytes):
+                await self._finish(run, TaskStatus.SUCCESS, result=outcome)
+            elif outcome is not None:
+                await self._settle_failure(run, handler, outcome)
+            elif run.lost:
+                logger.warning(
+                    "task %s took its worker too long to renew its lease, and is with another",
+                    record.id,
+                    extra=about(record),
+                )
+            elif run.cancelled:
+                await self._finish(run, TaskStatus.CANCELLED)
+            elif record.attempts > handler.retry.attempts:
                 await self._fail_lost(run)
-                return
-            result: bytes | None = None
-            try:
-                with run.scope:
-                    if not run.cancelled and not self._cut_off:
-                        result = await self._attempt(run, handler)
-            except Exception as error:  # noqa: BLE001 -- whatever it is, it is this task's
-                await self._settle_failure(run, handler, error)
-            except BaseException:
-                # The service is cut off.
-                await self._give_back([record])
-                raise
             else:
-                await self._settle(run, result)
+                await self._give_back([record])
         except StorageError as error:
             logger.warning("task %s could not be settled: %s", record.id, error, extra=about(record))
-        finally:
-            self._tally.left(record)
 
     async def _fail_lost(self, run: Run) -> None:
         """End a task whose last attempt ended with its worker."""
@@ -253,31 +307,6 @@ class Runner:
         message = f"the worker was gone before attempt {record.attempts - 1} ended"
         logger.error("%s, task %s, failed: %s", record.name, record.id, message, extra=about(record))
         await self._finish(run, TaskStatus.FAILED, error=(WORKER_LOST, message), attempted=False)
-
-    async def _settle(self, run: Run, result: bytes | None) -> None:
-        """Settle a run that did not fail."""
-        record = run.record
-        if result is not None:
-            await self._finish(run, TaskStatus.SUCCESS, result=result)
-        elif run.lost:
-            logger.warning(
-                "task %s took its worker too long to renew its lease, and is with another",
-                record.id,
-                extra=about(record),
-            )
-        elif run.cancelled:
-            await self._finish(run, TaskStatus.CANCELLED)
-        else:
-            await self._give_back([record])
-
-    def _attempt(self, run: Run, handler: Handler[..., Any]) -> Awaitable[bytes]:
-        current.set(run.record)
-        attempt = handler.attempt(run.record.arguments, partial(self._report, run))
-        return attempt if self._tracing is None else self._trace(self._tracing, run.record, attempt)
-
-    async def _trace(self, tracing: Tracing, record: TaskRecord, attempt: Awaitable[bytes]) -> bytes:
-        with tracing.running(topic_of(record.name), record):
-            return await attempt
 
     async def _settle_failure(self, run: Run, handler: Handler[..., Any], error: Exception) -> None:
         record = run.record
@@ -311,20 +340,27 @@ class Runner:
     async def _change(self, run: Run, change: Change) -> TaskRecord | None:
         """Settle a task in the store, which may be away for a while: for as long as the lease holds at most."""
         give_up_at = self._home.time() + self._lease
-        while True:
-            try:
-                return await self._store.change(run.record.id, change)
-            except StorageError as error:
-                if self._cut_off or run.lost or self._home.time() >= give_up_at:
-                    raise
-                logger.warning(
-                    "task %s could not be settled, which is tried again in %g s: %s",
-                    run.record.id,
-                    AGAIN,
-                    error,
-                    extra=about(run.record),
-                )
-                await sleep(AGAIN)
+        try:
+            while True:
+                try:
+                    return await self._store.change(run.record.id, change)
+                except StorageError as error:
+                    if self._cut_off or run.lost or self._home.time() >= give_up_at:
+                        raise
+                    logger.warning(
+                        "task %s could not be settled, which is tried again in %g s: %s",
+                        run.record.id,
+                        AGAIN,
+                        error,
+                        extra=about(run.record),
+                    )
+                    await sleep(AGAIN)
+        except StorageError:
+            raise
+        except BaseException:
+            # The service is cut off, but it is known what came of the run.
+            await self._insist([(run.record.id, change)], "settled")
+            raise
 
     async def _report(self, run: Run, progress: ProgressReport) -> None:
         await self._store.change(run.record.id, partial(report, worker=run.worker, progress=progress))
@@ -349,4 +385,4 @@ class Runner:
                 if run in self._runs and (record is None or record.cancel_requested):
                     run.lost = record is None
                     run.cancelled = record is not None
-                    run.scope.cancel()
+                    run.interrupt()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
@@ -22,12 +23,13 @@ from chanflow._storage import StorageError
 from chanflow.bus import Bus, connect
 from chanflow.tasks._bus_dispatch import BusDispatch
 from chanflow.tasks._dispatch import Dispatch, StoreDispatch
-from chanflow.tasks._errors import TaskCancelledError, TaskFailedError, TaskStateError, UnknownTaskError
+from chanflow.tasks._errors import TaskCancelledError, TaskFailedError, TaskStateError, UnknownTaskError, unknown_cursor
 from chanflow.tasks._handler import MAX_SECONDS, Handler, topic_of
 from chanflow.tasks._idempotency import check_key, check_same
 from chanflow.tasks._open import open_store
 from chanflow.tasks._runner import Runner
 from chanflow.tasks._statistics import Tally, TaskStatistics
+from chanflow.tasks._token import Token
 from chanflow.tasks._trace import Tracing, find_tracing
 from chanflow.tasks._watch import Watches
 from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, revive
@@ -135,8 +137,8 @@ class TaskService:
 
         Args:
             fn: the function.
-            name: what the task is called in the store, from 1 to 200 characters without a slash; the function's own
-                name by default.
+            name: what the task is called in the store and in URLs, from 1 to 200 printable characters without a slash,
+                not `.` or `..`; the function's own name by default.
             retry: how often to attempt it, and which errors are worth another attempt. An attempt that ended with its
                 worker, which was killed, counts and is made again, whatever `on` says. By default an error ends the
                 task, and after three attempts that ended so it has failed; `Retry(1)` for one attempt at most.
@@ -160,9 +162,8 @@ class TaskService:
         if not isinstance(retry, Retry):
             msg = f"retry must be a Retry, got {show(retry)}"
             raise TypeError(msg)
-        if name is not None and not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and "/" not in name):
-            msg = f"name must be a str of 1 to {MAX_NAME} characters without a slash, got {show(name)}"
-            raise ValueError(msg)
+        if name is not None:
+            check_task_name(name)
         if self._tasks is not None:
             msg = "tasks must be registered before the service's block is entered"
             raise RuntimeError(msg)
@@ -175,6 +176,7 @@ class TaskService:
             if chosen is None:
                 msg = f"a task that is no plain function needs a name: {show(fn)}"
                 raise TypeError(msg)
+            check_task_name(chosen)
             handler: Handler[..., Any] = Handler(fn, chosen, retry, timeout, limit)
             if handler.name in self._handlers:
                 msg = f"there is a task {handler.name!r} already"
@@ -291,12 +293,16 @@ class TaskService:
             else:
                 await tasks.__aexit__(type(error), error, error.__traceback__)
         finally:
-            # Each of them sees to it that a cancellation doesn't keep it from closing. A scope around them would be in
-            # the way of a client that has a task group.
-            await self._bus.aclose()
-            await self._tell_left()
-            await self._store.aclose()
-            self._entered = False
+            # Each of them sees to it that a cancellation doesn't keep it from closing, and may raise it then. A scope
+            # around them would be in the way of a client that has a task group.
+            async with AsyncExitStack() as closing:
+                closing.callback(self._leave)
+                closing.push_async_callback(self._store.aclose)
+                closing.push_async_callback(self._tell_left)
+                closing.push_async_callback(self._bus.aclose)
+
+    def _leave(self) -> None:
+        self._entered = False
 
     async def _tell_left(self) -> None:
         if not self._store.durable:
@@ -316,7 +322,9 @@ class TaskService:
     def asgi(
         self,
         *,
-        tokens: Sequence[str] | None = None,
+        tokens: Sequence[str | Token] | None = None,
+        hosts: Sequence[str] | None = None,
+        cors: Sequence[str] = (),
         max_pending: int = 1000,
         max_body: int = 1_000_000,
         max_wait: float = 60.0,
@@ -328,7 +336,13 @@ class TaskService:
         lifespan.
 
         Args:
-            tokens: bearer tokens of which a request needs one; None for none needed.
+            tokens: bearer tokens of which a request needs one, each a `Token`, or the secret of one that allows
+                everything; None for none needed.
+            hosts: names and addresses, without ports: a request whose `Host` is none of them is refused. None for any,
+                which is for whoever serves tasks with tokens, or mounts them in an app that looks at hosts itself:
+                otherwise, any page in a browser that can reach the service can read it, by a name of its own.
+            cors: origins, such as `https://app.example`, whose pages may use the service from a browser as any client
+                may.
             max_pending: how many tasks may be pending before more are refused, at least 1.
             max_body: how many bytes the body of a request may have, at least 1.
             max_wait: for how many seconds a request may wait for a task's end, at least 0.
@@ -338,12 +352,6 @@ class TaskService:
             ModuleNotFoundError: what it needs is not installed.
             TypeError, ValueError: an argument is not as said above.
         """
-        if tokens is not None and (
-            isinstance(tokens, str) or not tokens or not all(isinstance(token, str) and token for token in tokens)
-        ):
-            # Without the tokens themselves.
-            msg = f"tokens must be a sequence of one str or more, none empty, or None, got a {type(tokens).__name__}"
-            raise TypeError(msg)
         check_count("max_pending", max_pending, 1)
         check_count("max_body", max_body, 1)
         check_seconds("max_wait", max_wait)
@@ -353,7 +361,14 @@ class TaskService:
         from chanflow.tasks.http._app import make_app  # noqa: PLC0415 -- what it needs may be missing
 
         return make_app(
-            self, tokens, max_pending=max_pending, max_body=max_body, max_wait=max_wait, dead_letters=dead_letters
+            self,
+            tokens=tokens,
+            hosts=hosts,
+            cors=cors,
+            max_pending=max_pending,
+            max_body=max_body,
+            max_wait=max_wait,
+            dead_letters=dead_letters,
         )
 
     # What others ask of it
@@ -503,7 +518,8 @@ class TaskService:
             StorageError: the store failed.
         """
         self._check_open()
-        return self._known(task_id, await self._store.get(task_id, self._store.now()))
+        record = await self._store.get(task_id, self._store.now()) if may_be_id("task_id", task_id) else None
+        return self._known(task_id, record)
 
     async def wait(self, task_id: str) -> TaskRecord:
         """Wait for the end of a task, and give what is known of it.
@@ -629,11 +645,14 @@ class TaskService:
             limit: the most to give, at least 1.
 
         Raises:
+            UnknownTaskError: `after` has expired, or never was: begin again with the first page.
             ClosedResourceError: the service's block was not entered.
             StorageError: the store failed.
         """
         self._check_open()
         check_count("limit", limit, 1)
+        if after is not None and not may_be_id("after", after):
+            raise unknown_cursor(after)
         return await self._store.page(self._store.now(), status=status, after=after, limit=limit)
 
     async def count(self) -> dict[TaskStatus, int]:
@@ -699,7 +718,7 @@ class TaskService:
 
     def _known(self, task_id: str, record: TaskRecord | None) -> TaskRecord:
         if record is None:
-            msg = f"there is no task {task_id!r}, or it has expired"
+            msg = f"there is no task {show(task_id)}, or it has expired"
             raise UnknownTaskError(msg)
         return record
 
@@ -713,10 +732,28 @@ class TaskService:
             await sleep(SWEEP_INTERVAL)
 
 
+def may_be_id(argument: str, task_id: object) -> bool:
+    """Tell whether a task may have this id; no store is asked for what it may be unable to encode."""
+    if not isinstance(task_id, str):
+        msg = f"{argument} must be a str, got {show(task_id)}"
+        raise TypeError(msg)
+    return task_id != "" and task_id.isprintable()
+
+
 def check_most(argument: str, seconds: float) -> None:
     """Refuse a time that no date can tell."""
     if seconds > MAX_SECONDS:
         msg = f"{argument} must be <= {MAX_SECONDS:.0f}, a hundred years, got {seconds}"
+        raise ValueError(msg)
+
+
+def check_task_name(name: object) -> None:
+    """Refuse a name that could not be a part of a URL's path."""
+    if not (isinstance(name, str) and 1 <= len(name) <= MAX_NAME and name.isprintable() and "/" not in name):
+        msg = f"name must be a str of 1 to {MAX_NAME} printable characters without a slash, got {show(name)}"
+        raise ValueError(msg)
+    if name in {".", ".."}:
+        msg = f"name must not be . or .., which are steps in a URL's path, got {show(name)}"
         raise ValueError(msg)
 
 

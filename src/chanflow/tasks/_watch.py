@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from chanflow._signal import Signal
-from chanflow.tasks.record import TaskRecord
+from chanflow.tasks.record import TaskRecord, TaskStatus
 from chanflow.tasks.store import News
 
 __all__ = ["Watch", "Watches"]
@@ -47,6 +47,8 @@ class Watches(dict[str, Watch]):
         """Tell those who watch a task of a change; of None, all of them."""
         watches = list(self.values()) if news is None else [self[news.id]] if news.id in self else []
         for watch in watches:
+            if news is not None and watch.record is not None and is_late(news, watch.record):
+                continue
             watch.changes += 1
             watch.record = None if news is None else news.record
             watch.send_all()
@@ -55,3 +57,8 @@ class Watches(dict[str, Watch]):
         """Wake all: nobody will be told of anything any more."""
         for watch in self.values():
             watch.send_all()
+
+
+def is_late(news: News, record: TaskRecord) -> bool:
+    """Tell whether news is older than what is known: two changes may be told in the wrong order, by two callers."""
+    return record.status.is_end and news.status is TaskStatus.RUNNING

@@ -15,6 +15,7 @@ import pytest
 from anyio import create_task_group, fail_after, sleep
 from msgspec.structs import replace
 
+from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks.record import (
     NEGLECT,
     ProgressReport,
@@ -469,6 +470,10 @@ class StoreConformance:
         assert await store.get("task 1", NOW) is None
         assert await store.change("task 1", lambda record: record) is None
         assert [record.id for record in await store.page(NOW, limit=2)] == ["task 3", "task 2"]
+        # It may take the place of others once, but not again.
+        await store.due(["name"], NOW, 1)
+        [listed] = (await store.due(["name"], NOW, 1)).records
+        assert listed.id in {"task 2", "task 3"}
         begin = partial(store.claim, {"name": None}, now=NOW, lease_until=NOW + 10, limit=1)
         found = [(await begin(worker=str(number))).records for number in range(4)]
         assert [record.id for records in found for record in records] == ["task 2", "task 3"]
@@ -555,7 +560,10 @@ class StoreConformance:
         ]
         assert await pages(2, TaskStatus.CANCELLED) == [["task 5", "task 3"], ["task 1"]]
         assert await pages(100, TaskStatus.RUNNING) == []
-        assert await store.page(NOW, after="unknown") == []
+        for number in (5, 3):
+            with pytest.raises(UnknownTaskError):
+                await store.page(NOW, after=f"task {number + 100}")
+            assert await store.page(NOW, after=f"task {number}") != []
         counts = await store.count(NOW)
         assert counts == {**dict.fromkeys(TaskStatus, 0), TaskStatus.PENDING: 4, TaskStatus.CANCELLED: 3}
         await store.aclose()

@@ -259,10 +259,14 @@ def publish(record: TaskRecord, *, now: float) -> TaskRecord | None:
 
 def due_at(record: TaskRecord) -> float | None:
     """Tell from when on a worker that looks for tasks may claim this one; None at its end."""
-    if record.status.is_end:
+    status = record.status
+    if status is TaskStatus.PENDING:
+        since = record.run_at
+    elif status is TaskStatus.RUNNING:
+        # A worker is gone when its lease has run out.
+        since = record.lease_until or 0.0
+    else:
         return None
-    # A worker is gone when its lease has run out.
-    since = record.run_at if record.status is TaskStatus.PENDING else record.lease_until or 0.0
     if record.published_at is None or record.published_at < since:
         return since
     # Its message is on its way.

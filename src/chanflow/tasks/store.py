@@ -145,6 +145,9 @@ class Store(ABC):
             status: only those; None for all.
             after: the id of the last one of the page before; None for the first page.
             limit: the most to give.
+
+        Raises:
+            UnknownTaskError: `after` has expired, or never was: where its page ended is not known any more.
         """
 
     @abstractmethod

@@ -10,10 +10,11 @@ import msgspec
 
 from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus
 
-__all__ = ["KEY_REUSED", "TIMES", "from_json", "moment", "plain", "to_json"]
+__all__ = ["KEY_REUSED", "PROBLEM", "TIMES", "from_json", "moment", "plain", "to_json"]
 
-KEY_REUSED = "urn:chanflow:problem:idempotency-key-reused"
-"""The type of the problem that an idempotency key was used for something else."""
+PROBLEM = "urn:chanflow:problem:"
+"""What the types of problems begin with."""
+KEY_REUSED = f"{PROBLEM}idempotency-key-reused"
 SHORT = 1000
 """Characters of an error's message in a list."""
 TIMES = ("created_at", "run_at", "started_at", "finished_at", "expires_at")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from functools import partial
+from hashlib import blake2b
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import quote
 
 import msgspec
 from anyio import ClosedResourceError, move_on_after
@@ -19,14 +23,18 @@ from starlette.types import Receive, Scope, Send
 
 from chanflow._storage import StorageError
 from chanflow.tasks._errors import UnknownTaskError
-from chanflow.tasks._handler import ArgumentError
-from chanflow.tasks.http._guard import Guard
+from chanflow.tasks._handler import ArgumentError, Handler
+from chanflow.tasks._schema import describe as schema_of
+from chanflow.tasks._token import Token
+from chanflow.tasks.http._guard import SAFE_METHODS, TOKEN, Guard
 from chanflow.tasks.http._live import Live
 from chanflow.tasks.http._metrics import render
 from chanflow.tasks.http._openapi import describe
-from chanflow.tasks.http._problem import SAFE, Problem, json_response, to_problem
+from chanflow.tasks.http._problem import SAFE, Kind, Problem, json_response, to_problem
 from chanflow.tasks.http._request import (
     Waits,
+    cursor,
+    header,
     idempotency_key,
     number,
     parse,
@@ -44,8 +52,12 @@ if TYPE_CHECKING:
 
 __all__ = ["App", "make_app"]
 
+logger = logging.getLogger("chanflow.tasks")
+
 Endpoint: TypeAlias = Callable[[Request], Awaitable[Response]]
 
+PATH_SAFE = "/:@!$&'()*+,;=~"
+"""What need not be quoted in a path."""
 RETRY_AFTER = "1"
 """Seconds after which to ask again."""
 MAX_DELAY = 31_536_000.0
@@ -103,18 +115,21 @@ class App:
         # Those that are asked for most come first: they are looked through in this order. One for each path, so that
         # a method that it hasn't is answered with all that it has.
         return [
-            Route("/tasks/{task}", Methods(GET=self.get, POST=self.submit, DELETE=self.cancel)),
-            Route("/tasks", Methods(GET=self.page)),
-            Route("/tasks/{task}/events", Methods(GET=self.watch)),
-            Route("/tasks/{task}/retry", Methods(POST=self.retry)),
-            Route("/health", Methods(GET=self.health)),
-            Route("/metrics", Methods(GET=self.metrics)),
-            Route("/events", Methods(GET=self.events)),
-            Route("/handlers", Methods(GET=self.handlers)),
-            Route("/dead-letters", Methods(GET=self.dead_letters)),
-            Route("/dead-letters/{topic}/replay", Methods(POST=self.replay)),
-            Route("/openapi.json", Methods(GET=self.openapi)),
-            *(Route(path, Methods(GET=file)) for path, file in pages.items()),
+            Route(
+                "/tasks/{task}",
+                Methods(GET=("read", self.get), POST=("submit", self.submit), DELETE=("admin", self.cancel)),
+            ),
+            Route("/tasks", Methods(GET=("read", self.page))),
+            Route("/tasks/{task}/events", Methods(GET=("read", self.watch))),
+            Route("/tasks/{task}/retry", Methods(POST=("admin", self.retry))),
+            Route("/health", Methods(GET=(None, self.health))),
+            Route("/metrics", Methods(GET=("read", self.metrics))),
+            Route("/events", Methods(GET=("read", self.events))),
+            Route("/handlers", Methods(GET=(None, self.handlers))),
+            Route("/dead-letters", Methods(GET=("admin", self.dead_letters))),
+            Route("/dead-letters/{topic}/replay", Methods(POST=("admin", self.replay))),
+            Route("/openapi.json", Methods(GET=(None, self.openapi))),
+            *(Route(path, Methods(GET=(None, file))) for path, file in pages.items()),
         ]
 
     # Tasks
@@ -124,7 +139,7 @@ class App:
         service, name = self._service, request.path_params["task"]
         handler = service.handlers.get(name)
         if handler is None:
-            raise Problem(404, f"there is no task {name!r}")
+            raise Problem(Kind.UNKNOWN_HANDLER, f"there is no task {name!r}")
         await self._check_room()
         key, delay = idempotency_key(request), number(request, "delay", 0.0, 0.0, MAX_DELAY)
         priority = whole_number(request, "priority", 0, -MAX_PRIORITY, MAX_PRIORITY)
@@ -136,12 +151,12 @@ class App:
             raise
         except (ValueError, RecursionError) as error:
             # No JSON, no UTF-8, or deeper than any reader goes.
-            raise Problem(400, f"the body is not JSON: {error}") from None
+            raise Problem(Kind.NOT_JSON, f"the body is not JSON: {error}") from None
         # Others may have come while it was read.
         self._refuse_when_full()
         self._pending += 1
         task_id = await service.submit_encoded(name, encoded, idempotency_key=key, delay=delay, priority=priority)
-        url = f"{request.scope.get('root_path', '')}/tasks/{task_id}"
+        url = f"{quote(request.scope.get('root_path', ''), safe=PATH_SAFE)}/tasks/{task_id}"
         headers = {"Location": url, "Retry-After": RETRY_AFTER}
         record: TaskRecord | None = None
         if wait is not None:
@@ -158,7 +173,7 @@ class App:
     async def _check_room(self) -> None:
         """Refuse a task where too many are pending, or that nobody here would run."""
         if self._service.is_draining:
-            raise Problem(503, "the service is stopping, or was not started", {"Retry-After": "5"})
+            raise Problem(Kind.NOT_RUNNING, "the service is stopping, or was not started", {"Retry-After": "5"})
         now, full = time.monotonic(), self._pending >= self._max_pending
         if now - self._counted_at > (FULL_INTERVAL if full else COUNT_INTERVAL):
             self._counted_at = now
@@ -167,7 +182,8 @@ class App:
 
     def _refuse_when_full(self) -> None:
         if self._pending >= self._max_pending:
-            raise Problem(503, f"{self._max_pending} tasks or more are pending", {"Retry-After": RETRY_AFTER})
+            detail = f"{self._max_pending} tasks or more are pending"
+            raise Problem(Kind.QUEUE_FULL, detail, {"Retry-After": RETRY_AFTER})
 
     async def _wait(self, request: Request, task_id: str, seconds: float) -> TaskRecord:
         """Wait for a task's end, for so long at most and while the client is there."""
@@ -200,11 +216,14 @@ class App:
         return json_response(to_json(await self._service.retry(request.path_params["task"])), 202)
 
     async def watch(self, request: Request) -> Response:
-        """Tell of a task after each change."""
-        task_id = request.path_params["task"]
+        """Tell of a task after each change that the client has not seen."""
+        task_id, seen = request.path_params["task"], header(request.scope, b"last-event-id")
         # An unknown one is told before the stream begins.
-        await self._service.get(task_id)
-        return EventStream(changes(self._service, task_id), self.waits)
+        record = await self._service.get(task_id)
+        if record.status.is_end and seen == encode(record)[1]:
+            # A browser connects again whenever a stream ends, and this is what stops it.
+            return Response(status_code=204, headers=SAFE)
+        return EventStream(changes(self._service, task_id, seen), self.waits)
 
     async def page(self, request: Request) -> Response:
         """List tasks."""
@@ -212,7 +231,12 @@ class App:
         name, limit = query.get("name"), int(number(request, "limit", 100, 1, MAX_PAGE))
         # The store knows no names: so many are looked at, and what is left is for the next page.
         look = MAX_PAGE if name else limit
-        records = await self._service.page(status=status(request), after=query.get("after"), limit=look)
+        chosen, after = status(request), cursor(request)
+        try:
+            records = await self._service.page(status=chosen, after=after, limit=look)
+        except UnknownTaskError:
+            detail = "the task at which the page before ended has expired, or never was: begin with the first page"
+            raise Problem(Kind.CURSOR_EXPIRED, detail) from None
         found = [record for record in records if not name or record.name == name]
         following = None
         if len(records) == look or len(found) > limit:
@@ -242,7 +266,7 @@ class App:
             {
                 "name": name,
                 "description": handler.__doc__,
-                "arguments": msgspec.json.schema(handler.arguments),
+                "arguments": whole_schema(handler),
             }
             for name, handler in self._service.handlers.items()
         ]
@@ -266,12 +290,20 @@ class App:
         """Replay dead letters."""
         topic = request.path_params["topic"]
         if topic not in self._dead_letters:
-            raise Problem(404, f"{topic!r} is none of the dead-letter topics that are shown")
+            raise Problem(Kind.NOT_FOUND, f"{topic!r} is none of the dead-letter topics that are shown")
         which = parse(await read_json(request, self._max_body), Replay)
         return json_response({"replayed": await self._service.bus.replay(topic, which.ids)})
 
 
-def make_app(service: TaskService, tokens: Sequence[str] | None, *, max_body: int, **options: Any) -> Guard:
+def make_app(
+    service: TaskService,
+    *,
+    tokens: Sequence[str | Token] | None,
+    hosts: Sequence[str] | None,
+    cors: Sequence[str],
+    max_body: int,
+    **options: Any,
+) -> Guard:
     """Make the app; on its own, it enters the service's block unless that was done already."""
 
     @asynccontextmanager
@@ -283,32 +315,51 @@ def make_app(service: TaskService, tokens: Sequence[str] | None, *, max_body: in
 
     app = App(service, max_body=max_body, **options)
     router = Router(app.routes(), default=not_found, redirect_slashes=False, lifespan=lifespan)
-    return Guard(router, tokens, app.waits, max_body)
+    return Guard(router, app.waits, max_body, tokens=tokens, hosts=hosts, cors=cors)
 
 
 class Methods:
-    """The endpoints of a path, each for a method: an ASGI app, which makes a problem of an error.
+    """The endpoints of a path, each for a method and the scope that a token needs for it: an ASGI app.
 
-    Starlette's own layers for that, and for each request, take a third of the time of a short one.
+    It makes a problem of an error. Starlette's own layers for that, and for each request, take a third of the time of a
+    short one.
     """
 
-    def __init__(self, **methods: Endpoint) -> None:
+    def __init__(self, **methods: tuple[str | None, Endpoint]) -> None:
         if "GET" in methods:
             methods["HEAD"] = methods["GET"]
-        self.methods: dict[str, Endpoint] = methods
+        self.methods: dict[str, tuple[str | None, Endpoint]] = methods
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        endpoint = self.methods.get(scope["method"], self._refuse)
+        needed, endpoint = self.methods.get(scope["method"], (None, self._refuse))
+        token: Token | None = scope.get(TOKEN)
+        if token is not None and needed is not None and needed not in token.scopes:
+            endpoint = partial(refuse_scope, needed)
         try:
             response = await endpoint(Request(scope, receive))
         except Exception as error:  # noqa: BLE001 -- whatever it is, the client gets an answer
             response = to_problem(error).response()
+        if token is not None and token.name is not None and scope["method"] not in SAFE_METHODS:
+            log_change(token.name, scope, response)
         await response(scope, receive, send)
 
     async def _refuse(self, request: Request) -> Response:
         allowed = ", ".join(sorted(self.methods))
-        raise Problem(405, f"this path has {allowed}, got {request.method}", {"Allow": allowed})
+        detail = f"this path has {allowed}, got {request.method}"
+        raise Problem(Kind.METHOD_NOT_ALLOWED, detail, {"Allow": allowed})
+
+
+async def refuse_scope(needed: str, _request: Request) -> Response:
+    """Answer where the token does not do."""
+    raise Problem(Kind.SCOPE_REQUIRED, f"this needs a token with the scope {needed!r}")
+
+
+def log_change(name: str, scope: Scope, response: Response) -> None:
+    """Log who would change something, and what came of it; where a task was made, which."""
+    done = f"{scope['method']} {quote(scope['path'], safe=PATH_SAFE)}"
+    outcome = " ".join([str(response.status_code), response.headers.get("location", "")]).rstrip()
+    logger.info("%s: %s: %s", name, done, outcome, extra={"token_name": name})
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
@@ -316,15 +367,30 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close"})
     else:
-        await Problem(404, f"there is no {scope['path']}").response()(scope, receive, send)
+        await Problem(Kind.NOT_FOUND, f"there is no {scope['path']}").response()(scope, receive, send)
 
 
-async def changes(service: TaskService, task_id: str) -> AsyncGenerator[bytes, None]:
-    """Give what becomes of a task as messages."""
+async def changes(service: TaskService, task_id: str, seen: str | None) -> AsyncGenerator[bytes, None]:
+    """Give what becomes of a task as messages, from what the client has seen on."""
     # Closed with this one, and not when it is collected.
     async with aclosing(service.watch(task_id)) as records:
         async for record in records:
-            yield event("record", to_json(record))
+            data, version = encode(record)
+            if version != seen:
+                yield event("record", data, version)
+            seen = version
+
+
+def encode(record: TaskRecord) -> tuple[bytes, str]:
+    """Give a task as JSON, and an id of it as it is: the same in every process that answers."""
+    data = msgspec.json.encode(to_json(record))
+    return data, blake2b(data, digest_size=8).hexdigest()
+
+
+def whole_schema(handler: Handler[..., Any]) -> dict[str, Any]:
+    """Describe the arguments of a handler in one schema."""
+    schema, parts = schema_of(handler.arguments)
+    return schema | {"$defs": parts}
 
 
 def letter(dead: Any) -> dict[str, Any]:
@@ -344,9 +410,9 @@ def letter(dead: Any) -> dict[str, Any]:
 
 def page_file(name: str, kind: str) -> Endpoint:
     """Make the route of a file of the dashboard."""
+    text = (resources.files("chanflow.tasks.http") / "dashboard" / name).read_bytes()
 
     async def answer(_request: Request) -> Response:
-        text = (resources.files("chanflow.tasks.http") / "dashboard" / name).read_bytes()
         headers = SAFE | {
             "Cache-Control": "no-cache",
             "Content-Security-Policy": PAGE_POLICY,

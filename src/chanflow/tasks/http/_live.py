@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from anyio import Lock, sleep
 
 from chanflow.tasks.http._stream import event
@@ -43,7 +44,7 @@ class Live:
             now = time.monotonic()
             # Those who come in the same second share one; a little less, or half of them would be late for it.
             if now - self._made_at > 0.9 * INTERVAL:
-                self._latest = event("snapshot", await self._make(now))
+                self._latest = event("snapshot", msgspec.json.encode(await self._make(now)))
                 self._made_at = now
             return self._latest
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
-
-import msgspec
+from urllib.parse import quote
 
 from chanflow.tasks._handler import Handler
+from chanflow.tasks._schema import describe as schema_of
+from chanflow.tasks.http._problem import Kind
 from chanflow.tasks.record import TaskStatus
 from chanflow.tasks.wire import TIMES
 
@@ -17,6 +19,7 @@ __all__ = ["describe"]
 
 REFERENCE = "#/components/schemas/{name}"
 TEXT: dict[str, Any] = {"type": "string"}
+CURSOR: dict[str, Any] = {"type": "string", "pattern": "^[0-9a-f]{32}$"}
 NUMBER: dict[str, Any] = {"type": "number"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}
 MAYBE_TEXT: dict[str, Any] = {"type": ["string", "null"]}
@@ -66,11 +69,20 @@ DEAD_MESSAGE = thing(
         "died_at": MAYBE_TIME,
     }
 )
+OWN = "chanflow"
+"""What the names of the schemas that are always there begin with."""
 SCHEMAS: dict[str, Any] = {
     "chanflow.Task": thing({**SUMMARY, "arguments": {"type": "object"}, "result": {}}),
     "chanflow.TaskSummary": thing(SUMMARY),
     "chanflow.Accepted": thing({"task_id": TEXT, "status": STATUS, "status_url": TEXT}),
-    "chanflow.Problem": thing({"type": TEXT, "title": TEXT, "status": {"type": "integer"}, "detail": TEXT}),
+    "chanflow.Problem": thing(
+        {
+            "type": {"type": "string", "enum": [kind.uri for kind in Kind]},
+            "title": TEXT,
+            "status": {"type": "integer"},
+            "detail": TEXT,
+        }
+    ),
     "chanflow.DeadMessage": DEAD_MESSAGE,
 }
 TASK_ID = {"name": "task_id", "in": "path", "required": True, "schema": TEXT}
@@ -99,18 +111,28 @@ PRIORITY = {
     "description": "Of the tasks that are due, those with a higher one are begun first.",
     "schema": {"type": "integer", "minimum": -1000, "maximum": 1000},
 }
+LAST_EVENT = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "description": "The `id` of the last message that the client has seen.",
+    "schema": TEXT,
+}
 RETRY_AFTER = {"Retry-After": {"description": "Seconds after which to ask again.", "schema": SECONDS}}
 PROBLEMS = {
     400: "The body is not JSON.",
     401: "A valid bearer token is needed.",
-    403: "Another site's page asks.",
+    403: "The token doesn't allow this, or another site's page asks.",
     404: "There is no such task, or it has expired.",
     409: "The task is not in a state for that.",
+    410: "The cursor has expired: begin with the first page.",
     413: "The body is too long.",
     415: "The body is not `application/json`.",
+    421: "The service does not answer for this host.",
     422: "A parameter or an argument is not as it must be, or the key was used for another task.",
     503: "Too much is pending, the service is stopping, or its store is away.",
 }
+
+ALWAYS = {401, 403, 421, 503}
 
 
 def answer(description: str, schema: dict[str, Any], media: str = "application/json", **rest: Any) -> dict[str, Any]:
@@ -118,9 +140,9 @@ def answer(description: str, schema: dict[str, Any], media: str = "application/j
 
 
 def operation(name: str, summary: str, answers: dict[int, Any], *problems: int, **rest: Any) -> dict[str, Any]:
-    """Describe an operation; each may be refused for want of a token or of a store."""
+    """Describe an operation; each may be refused for want of a token, the right host or a store."""
     responses = {str(status): each for status, each in answers.items()}
-    for status in sorted({401, 503, *problems} - set(answers)):
+    for status in sorted({*ALWAYS, *problems} - set(answers)):
         headers = {"headers": RETRY_AFTER} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
         responses[str(status)] = answer(
             PROBLEMS[status], refer("chanflow.Problem"), "application/problem+json", **headers
@@ -130,12 +152,19 @@ def operation(name: str, summary: str, answers: dict[int, Any], *problems: int, 
 
 def describe(handlers: Mapping[str, Handler[Any, Any]]) -> dict[str, Any]:
     """Describe the app of a service with these handlers."""
-    arguments = [handler.arguments for handler in handlers.values()]
-    schemas, components = msgspec.json.schema_components(arguments, ref_template=REFERENCE)
-    submissions = {
-        f"/tasks/{name}": {"post": submission(name, handler, schema)}
-        for (name, handler), schema in zip(handlers.items(), schemas, strict=True)
-    }
+    components: dict[str, Any] = dict(SCHEMAS)
+    submissions: dict[str, Any] = {}
+    taken = {OWN}
+    for number, (name, handler) in enumerate(handlers.items()):
+        # The types of a handler go under its name, of which only this may be in the name of a schema. Where another
+        # handler is spelled alike then, a number tells them apart.
+        place = re.sub(r"[^a-zA-Z0-9\-_]", "_", name)
+        place = f"{place}.{number}" if place in taken else place
+        taken.add(place)
+        schema, parts = schema_of(handler.arguments, REFERENCE.replace("{name}", f"{place}.{{name}}"))
+        components |= {f"{place}.{part}": each for part, each in parts.items()}
+        # A name may have braces, which would stand for a parameter.
+        submissions[f"/tasks/{quote(name, safe='')}"] = {"post": submission(name, handler, schema)}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -145,7 +174,7 @@ def describe(handlers: Mapping[str, Handler[Any, Any]]) -> dict[str, Any]:
         },
         "paths": submissions | paths(),
         "components": {
-            "schemas": SCHEMAS | components,
+            "schemas": components,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         # A service without tokens needs none.
@@ -164,7 +193,7 @@ def submission(name: str, handler: Handler[Any, Any], schema: dict[str, Any]) ->
             200: answer("It ended while the client waited.", refer("chanflow.Task"), headers=location),
             202: answer("It is accepted.", refer("chanflow.Accepted"), headers=location | RETRY_AFTER),
         },
-        *(400, 403, 404, 409, 413, 415, 422),
+        *(400, 404, 413, 415, 422),
         parameters=[PREFER, KEY, DELAY, PRIORITY],
         requestBody={"required": True, "content": {"application/json": {"schema": schema}}},
         **description,
@@ -187,16 +216,21 @@ def paths() -> dict[str, Any]:
     listing = [
         {"name": "status", "in": "query", "schema": STATUS},
         {"name": "name", "in": "query", "schema": TEXT},
-        {"name": "after", "in": "query", "description": "The `next` of the page before.", "schema": TEXT},
+        {"name": "after", "in": "query", "description": "The `next` of the page before.", "schema": CURSOR},
         {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}},
     ]
     draining = {503: answer("Not so.", health, headers=RETRY_AFTER)}
     # Each message of a stream, with its data as text.
-    stream = thing({"event": TEXT, "data": TEXT}), "text/event-stream"
+    stream = thing({"event": TEXT, "id": TEXT, "data": TEXT}, ["id"]), "text/event-stream"
     return {
         "/tasks": {
             "get": operation(
-                "list_tasks", "List tasks, the newest first", {200: answer("A page.", page)}, 422, parameters=listing
+                "list_tasks",
+                "List tasks, the newest first",
+                {200: answer("A page.", page)},
+                410,
+                422,
+                parameters=listing,
             )
         },
         "/tasks/{task_id}": {
@@ -206,7 +240,6 @@ def paths() -> dict[str, Any]:
                 "cancel_task",
                 "Cancel a task",
                 {200: task, 202: answer("It still runs.", refer("chanflow.Task"))},
-                403,
                 404,
             ),
         },
@@ -216,7 +249,6 @@ def paths() -> dict[str, Any]:
                 "retry_task",
                 "Run a task again that failed or was cancelled",
                 {202: answer("It is pending again.", refer("chanflow.Task"))},
-                403,
                 404,
                 409,
             ),
@@ -226,8 +258,9 @@ def paths() -> dict[str, Any]:
             "get": operation(
                 "watch_task",
                 "Watch a task: a message `record` after each change, until its end",
-                {200: answer("The messages.", *stream)},
+                {200: answer("The messages.", *stream), 204: {"description": "It has ended, as the client has seen."}},
                 404,
+                parameters=[LAST_EVENT],
             ),
         },
         "/handlers": {
@@ -258,7 +291,6 @@ def paths() -> dict[str, Any]:
                 "Move dead letters back to where they come from",
                 {200: answer("How many.", thing({"replayed": COUNT}))},
                 400,
-                403,
                 404,
                 413,
                 415,

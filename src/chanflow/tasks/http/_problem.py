@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from http import HTTPStatus
+from enum import Enum
 
 import msgspec
 from anyio import ClosedResourceError
@@ -12,40 +12,72 @@ from starlette.responses import Response
 from chanflow._storage import StorageError
 from chanflow.tasks._errors import IdempotencyError, TaskStateError, UnknownTaskError
 from chanflow.tasks._handler import ArgumentError
-from chanflow.tasks.wire import KEY_REUSED
+from chanflow.tasks.wire import PROBLEM
 
-__all__ = ["SAFE", "Problem", "json_response", "to_problem"]
+__all__ = ["SAFE", "Kind", "Problem", "json_response", "to_problem"]
 
 logger = logging.getLogger("chanflow.tasks")
 
 SAFE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
-"""Those that Python calls by their names of before RFC 9110, depending on its version."""
-STATUSES: dict[type[Exception], int] = {UnknownTaskError: 404, TaskStateError: 409, ArgumentError: 422}
 STORAGE_RETRY = "5"
 """Seconds after which to try again when the store or the bus failed."""
+
+
+class Kind(Enum):
+    """The kinds of problems: the status and the title of each. The page "Problems" explains them."""
+
+    NOT_JSON = 400, "The body is not JSON"
+    TOKEN_REQUIRED = 401, "A valid token is required"
+    FOREIGN_PAGE = 403, "A page of another site may change nothing"
+    SCOPE_REQUIRED = 403, "The token does not allow this"
+    NOT_FOUND = 404, "There is nothing at this address"
+    UNKNOWN_HANDLER = 404, "There is no such handler"
+    UNKNOWN_TASK = 404, "There is no such task"
+    METHOD_NOT_ALLOWED = 405, "The address has no such method"
+    TASK_STATE = 409, "The task is not in a state for this"
+    CURSOR_EXPIRED = 410, "The cursor has expired"
+    BODY_TOO_LONG = 413, "The body is too long"
+    BODY_TYPE = 415, "The body is not application/json"
+    WRONG_HOST = 421, "The service does not answer for this host"
+    IDEMPOTENCY_KEY_REUSED = 422, "The idempotency key was used for another task"
+    INVALID_ARGUMENTS = 422, "The arguments do not fit"
+    INVALID_PARAMETER = 422, "A parameter is not as it must be"
+    INTERNAL_ERROR = 500, "The service failed"
+    NOT_RUNNING = 503, "The service is stopping, or was not started"
+    QUEUE_FULL = 503, "Too many tasks are pending"
+    STORE_UNAVAILABLE = 503, "The store cannot be reached"
+
+    def __init__(self, status: int, title: str) -> None:
+        self.status: int = status
+        self.title: str = title
+
+    @property
+    def uri(self) -> str:
+        """What tells it from the others."""
+        return PROBLEM + self.name.lower().replace("_", "-")
+
+
+KINDS: dict[type[Exception], Kind] = {
+    UnknownTaskError: Kind.UNKNOWN_TASK,
+    TaskStateError: Kind.TASK_STATE,
+    ArgumentError: Kind.INVALID_ARGUMENTS,
+    IdempotencyError: Kind.IDEMPOTENCY_KEY_REUSED,
+}
 
 
 class Problem(Exception):  # noqa: N818 -- the word of the RFC
     """An answer that is no success."""
 
-    def __init__(
-        self, status: int, detail: str, headers: dict[str, str] | None = None, *, kind: str = "about:blank"
-    ) -> None:
+    def __init__(self, kind: Kind, detail: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(detail)
-        self.status: int = status
+        self.kind: Kind = kind
         self.headers: dict[str, str] = headers or {}
-        self.kind: str = kind
 
     def response(self) -> Response:
         """Make the answer."""
-        body = {
-            "type": self.kind,
-            "title": TITLES.get(self.status) or HTTPStatus(self.status).phrase,
-            "status": self.status,
-            "detail": str(self),
-        }
-        return json_response(body, self.status, self.headers, media_type="application/problem+json")
+        kind = self.kind
+        body = {"type": kind.uri, "title": kind.title, "status": kind.status, "detail": str(self)}
+        return json_response(body, kind.status, self.headers, media_type="application/problem+json")
 
 
 def json_response(
@@ -61,13 +93,16 @@ def to_problem(error: Exception) -> Problem:
     """Say of an error what it means to the client."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error, StorageError | ClosedResourceError):
-        return Problem(503, str(error), {"Retry-After": STORAGE_RETRY})
-    if isinstance(error, IdempotencyError):
-        return Problem(422, str(error), kind=KEY_REUSED)
-    for kind, status in STATUSES.items():
-        if isinstance(error, kind):
-            return Problem(status, str(error))
-    # What is wrong is in the log, and none of the client's business.
+    if isinstance(error, ClosedResourceError):
+        return Problem(Kind.NOT_RUNNING, "the service is stopping, or was not started", {"Retry-After": STORAGE_RETRY})
+    if isinstance(error, StorageError):
+        # Where the store is, and what is wrong with it, is none of the client's business.
+        logger.error("a request failed: %s", error)
+        detail = "the store cannot be reached, or failed; the service's log tells how"
+        return Problem(Kind.STORE_UNAVAILABLE, detail, {"Retry-After": STORAGE_RETRY})
+    for cause, kind in KINDS.items():
+        if isinstance(error, cause):
+            return Problem(kind, str(error))
+    # As above.
     logger.error("a request failed", exc_info=error)
-    return Problem(500, "the service failed; its log tells how")
+    return Problem(Kind.INTERNAL_ERROR, "the service failed; its log tells how")

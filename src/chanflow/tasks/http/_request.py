@@ -14,11 +14,12 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope
 
 from chanflow.tasks._idempotency import check_key
-from chanflow.tasks.http._problem import Problem
+from chanflow.tasks.http._problem import Kind, Problem
 from chanflow.tasks.record import TaskStatus
 
 __all__ = [
     "Waits",
+    "cursor",
     "declared_length",
     "header",
     "idempotency_key",
@@ -35,6 +36,7 @@ T = TypeVar("T")
 WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,9})\"?\s*(?:$|[,;])", re.IGNORECASE)
 QUOTED = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 ESCAPED = re.compile(r'\\(["\\])')
+TASK_ID = re.compile("[0-9a-f]{32}")
 MAX_DIGITS = 18
 
 
@@ -66,13 +68,13 @@ async def read_json(request: Request, limit: int) -> bytes:
     if not body and not kind:
         return b"{}"
     if kind != "application/json":
-        raise Problem(415, f"the body must be application/json, got {kind or 'no content type'}")
+        raise Problem(Kind.BODY_TYPE, f"the body must be application/json, got {kind or 'no content type'}")
     return body
 
 
 async def read(request: Request, limit: int) -> bytes:
     """Read a body of so many bytes at most."""
-    too_long = Problem(413, f"the body must have at most {limit} bytes")
+    too_long = Problem(Kind.BODY_TOO_LONG, f"the body must have at most {limit} bytes")
     if limit < declared_length(request.scope) < math.inf:
         raise too_long
     body, more = bytearray(), True
@@ -80,7 +82,7 @@ async def read(request: Request, limit: int) -> bytes:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             # Nobody is left to be told.
-            raise Problem(400, "the client went away")
+            raise Problem(Kind.NOT_JSON, "the client went away")
         body += message.get("body", b"")
         if len(body) > limit:
             raise too_long
@@ -123,9 +125,9 @@ def parse(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise Problem(422, str(error)) from None
+        raise Problem(Kind.INVALID_ARGUMENTS, str(error)) from None
     except ValueError as error:
-        raise Problem(400, f"the body is not JSON: {error}") from None
+        raise Problem(Kind.NOT_JSON, f"the body is not JSON: {error}") from None
 
 
 def preferred_wait(request: Request, most: float) -> float | None:
@@ -148,7 +150,7 @@ def idempotency_key(request: Request) -> str | None:
     try:
         check_key(key)
     except ValueError as error:
-        raise Problem(422, str(error)) from None
+        raise Problem(Kind.INVALID_PARAMETER, str(error)) from None
     return key
 
 
@@ -162,7 +164,7 @@ def number(request: Request, name: str, default: float, least: float, most: floa
     except ValueError:
         value = math.nan
     if not least <= value <= most:
-        raise Problem(422, f"{name} must be a number from {least:g} to {most:g}, got {text!r}")
+        raise Problem(Kind.INVALID_PARAMETER, f"{name} must be a number from {least:g} to {most:g}, got {text!r}")
     return value
 
 
@@ -170,8 +172,16 @@ def whole_number(request: Request, name: str, default: int, least: int, most: in
     """Give a whole number of the query."""
     value = number(request, name, default, least, most)
     if value != int(value):
-        raise Problem(422, f"{name} must be a whole number, got {value:g}")
+        raise Problem(Kind.INVALID_PARAMETER, f"{name} must be a whole number, got {value:g}")
     return int(value)
+
+
+def cursor(request: Request) -> str | None:
+    """Give the id of the task after which a page begins; None for the first page."""
+    text = request.query_params.get("after")
+    if text is not None and not TASK_ID.fullmatch(text):
+        raise Problem(Kind.INVALID_PARAMETER, f"after must be the `next` of the page before, got {text!r}")
+    return text
 
 
 def status(request: Request) -> TaskStatus | None:
@@ -180,5 +190,5 @@ def status(request: Request) -> TaskStatus | None:
     if text is None:
         return None
     if text not in set(TaskStatus):
-        raise Problem(422, f"status must be one of {', '.join(TaskStatus)}, got {text!r}")
+        raise Problem(Kind.INVALID_PARAMETER, f"status must be one of {', '.join(TaskStatus)}, got {text!r}")
     return TaskStatus(text)

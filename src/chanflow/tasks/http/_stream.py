@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
 
-import msgspec
 from anyio import CancelScope, ClosedResourceError, Lock, create_task_group, sleep
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,9 +21,10 @@ KEEP_ALIVE = 5.0
 only by this that the client is gone."""
 
 
-def event(name: str, data: object) -> bytes:
-    """Make a message."""
-    return b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data))
+def event(name: str, data: bytes, event_id: str | None = None) -> bytes:
+    """Make a message of JSON; a client that connects again tells the id of the last one that it has seen."""
+    told = f"event: {name}\n" if event_id is None else f"event: {name}\nid: {event_id}\n"
+    return b"%sdata: %s\n\n" % (told.encode(), data)
 
 
 class EventStream(Response):
@@ -52,6 +52,8 @@ class EventStream(Response):
     async def _send_all(self, sender: Sender) -> None:
         async with create_task_group() as tasks:
             tasks.start_soon(sender.keep_alive)
+            # Servers may wait for a part of the body before they send the head, and the first message may take long.
+            await sender.send(b"")
             # When they can't be told any more, the end of the stream is all that can be said.
             with suppress(ClosedResourceError, StorageError, UnknownTaskError):
                 async for message in self._messages:

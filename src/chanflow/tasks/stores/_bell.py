@@ -37,7 +37,7 @@ class Bell:
     """Tells of changes that others make in a file, while the block lasts.
 
     SQLite has a number that changes with each commit of another connection; to ask for it takes some microseconds,
-    and no lock. What was written is in a table of news.
+    and no lock. What was written is in a table of changes.
 
     Args:
         path: the file.
@@ -53,7 +53,7 @@ class Bell:
         self._stop = threading.Event()
         self._listening = Event()
         self._ended = Event()
-        # The last row of the news that was read; None for none.
+        # The last row of the changes that was read; None for none.
         self._last: int | None = None
 
     async def __aenter__(self) -> Self:
@@ -92,7 +92,7 @@ class Bell:
         ask = partial(connection.execute, "PRAGMA data_version")
         missed = self._last is not None
         version = ask().fetchone()
-        self._last = connection.execute("SELECT max(number) FROM news").fetchone()[0] or 0
+        self._last = connection.execute("SELECT max(number) FROM changes").fetchone()[0] or 0
         self._home.call_soon(self._listening.set)
         if missed:
             self._home.call_soon(partial(self._hand_over, [None]))
@@ -115,8 +115,8 @@ class Bell:
         assert self._last is not None
         # In one transaction, or what is written in between would be passed over.
         connection.execute("BEGIN")
-        first, last = connection.execute("SELECT min(number), max(number) FROM news").fetchone()
-        query = "SELECT id, name, status, cancelling FROM news WHERE number > ? AND writer != ? ORDER BY number"
+        first, last = connection.execute("SELECT min(number), max(number) FROM changes").fetchone()
+        query = "SELECT id, name, status, cancelling FROM changes WHERE number > ? AND writer != ? ORDER BY number"
         rows: list[Any] = connection.execute(query, [self._last, self._writer]).fetchall()
         connection.execute("COMMIT")
         # Some may have been deleted before they were read.

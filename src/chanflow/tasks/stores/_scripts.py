@@ -272,7 +272,8 @@ end
 return found
 """
 SET_ASIDE = f"""{COMMON}
-local task = fields(ARGV[2], 'n')
+local task = fields(ARGV[2], 'n', 'm')
+if task and task[2] then redis.call('ZREM', prefix .. 'ready:' .. task[1], task[2]) end
 drop(ARGV[2], task and task[1])
 redis.call('SADD', prefix .. 'unreadable', ARGV[2])
 """
@@ -281,7 +282,7 @@ local chosen, after, limit = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local below, found, left = '+inf', {{}}, limit
 if after ~= '' then
     local number = redis.call('ZSCORE', prefix .. 'all', after)
-    if not number then return found end
+    if not number then return false end
     below = '(' .. number
 end
 while left > 0 do

@@ -19,6 +19,7 @@ from typing import TypeAlias
 from anyio import TASK_STATUS_IGNORED, sleep_forever
 
 from chanflow._park import Home, running_home
+from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Store, TaskStarted, Tell, news_of
 
@@ -27,8 +28,8 @@ __all__ = ["MemoryStore"]
 # When a task is due, a number that tells which of two came first, and its id.
 Entry: TypeAlias = tuple[float, int, str]
 
-SPARE = 64
-"""So many dead entries are never swept."""
+SPARE = 32
+"""So many dead entries are never swept, and after so many changes it is asked whether there are more."""
 
 
 class Queue:
@@ -57,6 +58,8 @@ class MemoryStore(Store):
         self._queues: dict[str, Queue] = defaultdict(Queue)
         self._entries = 0
         self._later: list[Entry] = []
+        # Changes since it was last asked whether the dead entries are too many.
+        self._unswept = 0
         self._numbers = count()
         self._listeners: list[Tell] = []
         self._home: Home | None = None
@@ -108,7 +111,7 @@ class MemoryStore(Store):
     async def change(self, task_id: str, change: Change) -> TaskRecord | None:
         record = self._records.get(task_id)
         changed = None if record is None else change(record)
-        if record is not None and changed is not None:
+        if record is not None and changed is not None and changed is not record:
             self._replace(record, changed)
         return changed
 
@@ -119,7 +122,9 @@ class MemoryStore(Store):
             heappush(self._later, (due, next(self._numbers), changed.id))
         if changed.expires_at is not None:
             heappush(self._expiring, (changed.expires_at, changed.id))
-        self._sweep()
+        self._unswept += 1
+        if self._unswept >= SPARE:
+            self._sweep()
 
     def _note(self, before: TaskRecord | None, after: TaskRecord) -> None:
         """Keep a record, count it, and tell of it."""
@@ -222,7 +227,8 @@ class MemoryStore(Store):
         return Claimed(list(islice(found, limit)), self._later[0][0] if self._later else None)
 
     def _sweep(self) -> None:
-        """Let go of dead entries, once they are too many."""
+        """Let go of dead entries, if they are too many."""
+        self._unswept = 0
         most = SPARE + 2 * (self._counts[TaskStatus.PENDING] + self._counts[TaskStatus.RUNNING])
         if len(self._later) > most:
             self._later = [entry for entry in self._later if self._alive(entry) is not None]
@@ -238,6 +244,8 @@ class MemoryStore(Store):
     def _newest(self, now: float, after: str | None) -> Iterator[TaskRecord]:
         records = reversed(self._records.values())
         if after is not None:
+            if after not in self._records:
+                raise unknown_cursor(after)
             for record in records:
                 if record.id == after:
                     break

@@ -20,11 +20,15 @@ from secrets import token_hex
 from typing import Any, TypeAlias
 
 import msgspec
-from anyio import TASK_STATUS_IGNORED, Event, create_task_group, sleep
+from anyio import TASK_STATUS_IGNORED, CancelScope, Event, create_task_group, sleep
+from anyio.abc import TaskGroup
+from anyio.abc import TaskStatus as Started
+from anyio.lowlevel import checkpoint
 from coredis.exceptions import NoScriptError, ReadOnlyError, RedisError, WrongTypeError
 from coredis.retry import NoRetryPolicy
 
 from chanflow._storage import StorageError
+from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._gather import Gather
@@ -87,8 +91,10 @@ class RedisStore(Store):
         self._writer = token_hex(8)
         # Where we tell ourselves that we still hear.
         self._own_channel = f"{self._prefix}news:{self._writer}"
-        self._stack = AsyncExitStack()
         self._client: Client
+        # What keeps the client open; None where the store is closed.
+        self._keeper: TaskGroup | None = None
+        self._closing: Event
         # What the last tasks that this process made or changed were kept as: mostly they still are.
         self._last: dict[str, Kept] = {}
         self._decode = Decoder()
@@ -138,19 +144,40 @@ class RedisStore(Store):
         return not (any(secret in text for secret in self._url.secrets) or (error and self._tells_secret(error)))
 
     async def open(self) -> None:
-        client_log = logging.getLogger("coredis")
-        client_log.addFilter(self._is_discreet)
-        self._stack.callback(client_log.removeFilter, self._is_discreet)
+        if self._keeper is not None:
+            msg = "this store in Redis is open already: each service needs one of its own"
+            raise RuntimeError(msg)
+        self._keeper = keeper = create_task_group()
+        self._closing = Event()
+        await keeper.__aenter__()
         try:
             async with self._calling():
-                self._client = await connect(self._url, self._stack)
+                self._client = await keeper.start(self._keep_client)
             await self._set_clock()
         except BaseException:
             await self.aclose()
             raise
 
+    async def _keep_client(self, *, task_status: Started[Client]) -> None:
+        """Have a client open until the store is closed, whoever is cancelled meanwhile: what runs is still put back."""
+        client_log = logging.getLogger("coredis")
+        client_log.addFilter(self._is_discreet)
+        try:
+            with CancelScope() as scope:
+                async with AsyncExitStack() as stack:
+                    task_status.started(await connect(self._url, stack))
+                    # Where opening was cancelled, nobody will close it.
+                    await checkpoint()
+                    scope.shield = True
+                    await self._closing.wait()
+        finally:
+            client_log.removeFilter(self._is_discreet)
+
     async def aclose(self) -> None:
-        await self._stack.aclose()
+        assert self._keeper is not None
+        self._closing.set()
+        keeper, self._keeper = self._keeper, None
+        await keeper.__aexit__(None, None, None)
 
     def now(self) -> float:
         return self._moved_by + time.monotonic()
@@ -342,8 +369,14 @@ class RedisStore(Store):
 
     async def due(self, names: Sequence[str], now: float, limit: int) -> Claimed:
         next_at, *found = await self._run(DUE, repr(now), limit, *names)
-        records = [record for each_id, kept in triples(found) if (record := self._read(each_id, kept)) is not None]
-        return Claimed(records, float(next_at) if next_at else None)
+        records: list[TaskRecord] = []
+        for each_id, kept in triples(found):
+            record = self._read(each_id, kept)
+            if record is None:
+                await self._run(SET_ASIDE, each_id)
+            else:
+                records.append(record)
+        return Claimed(records, now if len(found) >= 3 * limit else float(next_at) if next_at else None)
 
     # Looking around
 
@@ -355,6 +388,8 @@ class RedisStore(Store):
         while len(records) < limit:
             wanted = limit - len(records)
             found = await self._run(PAGE, "all" if status is None else f"status:{status.value}", after or "", wanted)
+            if found is None:
+                raise unknown_cursor(str(after))
             for each_id, kept in triples(found):
                 after = each_id
                 record = self._read(each_id, kept)

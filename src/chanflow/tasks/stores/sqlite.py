@@ -4,7 +4,9 @@
 # 1. The record is the truth; the columns beside it are for finding it, and change with it in one transaction.
 # 2. A task that is not at its end has `due_at`. Once that has come, it is given a `rank` by whoever looks for tasks
 #    next: those with one are the queue of their handler.
-# 3. `counts` has the number of records of each handler and status.
+# 3. `changes` has the latest changes of tasks, which are the news of other processes. `counts` has the number of
+#    records of each handler and status as it was after the change that `counted` names: the changes since then have to
+#    be added. To count in each transaction would cost it a page more.
 
 from __future__ import annotations
 
@@ -21,6 +23,7 @@ import msgspec
 from anyio import TASK_STATUS_IGNORED, sleep_forever
 
 from chanflow._storage import Connection, Database, StorageError
+from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._bell import Bell
@@ -53,9 +56,23 @@ CREATE INDEX IF NOT EXISTS tasks_expiring ON tasks (expires_at, name, status) WH
 CREATE TABLE IF NOT EXISTS counts (
     name TEXT NOT NULL, status TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (name, status)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS news (
-    number INTEGER PRIMARY KEY, writer TEXT NOT NULL, id TEXT, name TEXT, status TEXT, cancelling INTEGER
+DROP TABLE IF EXISTS news;
+CREATE TABLE IF NOT EXISTS changes (
+    number INTEGER PRIMARY KEY,
+    writer TEXT NOT NULL,
+    id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    before TEXT,
+    status TEXT NOT NULL,
+    cancelling INTEGER NOT NULL
 );
+CREATE TABLE IF NOT EXISTS counted (change INTEGER NOT NULL);
+INSERT INTO counted SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM counted);
+CREATE VIEW IF NOT EXISTS uncounted AS
+    SELECT name, status, 1 AS number FROM changes WHERE number > (SELECT change FROM counted)
+    UNION ALL
+    SELECT name, before, -1 FROM changes WHERE number > (SELECT change FROM counted) AND before IS NOT NULL;
+CREATE VIEW IF NOT EXISTS totals AS SELECT * FROM counts UNION ALL SELECT * FROM uncounted;
 CREATE TABLE IF NOT EXISTS clock (boot TEXT NOT NULL, moved_by REAL NOT NULL)
 """
 THERE = "(expires_at IS NULL OR expires_at > ?)"
@@ -65,7 +82,9 @@ UNREADABLE = "unreadable"
 """The status of records that can't be read."""
 PART = 1000
 """The most tasks to promote or to forget in one transaction."""
-KEPT_NEWS = 10_000
+KEPT_CHANGES = 10_000
+COUNT_EVERY = 100
+"""After so many changes they are added to the counts."""
 
 
 class SqliteStore(Store):
@@ -119,8 +138,7 @@ class SqliteStore(Store):
     async def change_many(self, changes: Sequence[tuple[str, Change]]) -> list[TaskRecord | None]:
         def apply(connection: Connection) -> tuple[list[TaskRecord | None], list[News]]:
             log = self._log(connection)
-            changed = [change_one(log, task_id, change) for task_id, change in changes]
-            return changed, log.end()
+            return [change_one(log, task_id, change) for task_id, change in changes], log.news
 
         changed, news = await self._write(apply)
         self._tell(news)
@@ -151,7 +169,7 @@ class SqliteStore(Store):
                 next_at = now
             elif runs:
                 next_at = min(lease_until, lease_until if next_at is None else next_at)
-            return runs, next_at, log.end()
+            return runs, next_at, log.news
 
         self._empty = True
         runs, next_at, news = await self._write(begin)
@@ -163,10 +181,8 @@ class SqliteStore(Store):
         def due(connection: Connection) -> Claimed:
             found: list[TaskRecord] = []
             for name in names:
-                rows = connection.execute(
-                    "SELECT id, record FROM tasks WHERE name = ? AND due_at <= ? LIMIT ?", [name, now, limit]
-                )
-                found += [record for row in rows if (record := self._decode(*row)) is not None]
+                rows = connection.execute("SELECT id, record FROM tasks WHERE name = ? AND due_at <= ?", [name, now])
+                found += islice((record for row in rows if (record := self._decode(*row)) is not None), limit)
             return Claimed(found[:limit], next_later(connection))
 
         await self._write(lambda connection: promote(connection, now))
@@ -182,8 +198,11 @@ class SqliteStore(Store):
                 query += f" AND status = ? AND due_at IS {'NULL' if status.is_end else 'NOT NULL'}"
                 arguments.append(status.value)
             if after is not None:
-                query += " AND number < (SELECT number FROM tasks WHERE id = ?)"
-                arguments.append(after)
+                row = connection.execute("SELECT number FROM tasks WHERE id = ?", [after]).fetchone()
+                if row is None:
+                    raise unknown_cursor(after)
+                query += " AND number < ?"
+                arguments += row
             rows = connection.execute(f"{query} ORDER BY number DESC", arguments)
             return list(islice((record for row in rows if (record := self._decode(*row)) is not None), limit))
 
@@ -191,7 +210,7 @@ class SqliteStore(Store):
 
     async def count(self, now: float) -> dict[TaskStatus, int]:
         def count(connection: Connection) -> dict[TaskStatus, int]:
-            numbers = Counter(dict(connection.execute("SELECT status, sum(number) FROM counts GROUP BY status")))
+            numbers = Counter(dict(connection.execute("SELECT status, sum(number) FROM totals GROUP BY status")))
             query = "SELECT status, count(*) FROM tasks INDEXED BY tasks_expiring WHERE expires_at <= ? GROUP BY status"
             numbers.subtract(dict(connection.execute(query, [now])))
             return {status: numbers[status.value] for status in TaskStatus}
@@ -207,7 +226,7 @@ class SqliteStore(Store):
         await self._write(
             lambda connection: (
                 connection.execute(
-                    "DELETE FROM news WHERE number <= (SELECT max(number) FROM news) - ?", [KEPT_NEWS]
+                    "DELETE FROM changes WHERE number <= (SELECT max(number) FROM changes) - ?", [KEPT_CHANGES]
                 ).rowcount
             )
         )
@@ -241,50 +260,49 @@ class SqliteStore(Store):
 
 
 class Log:
-    """What one transaction has done: for the counts, and for the news."""
+    """Writes down what one transaction does to tasks."""
 
     def __init__(self, connection: Connection, writer: str, decode: Decoder) -> None:
         self.connection = connection
         self.decode = decode
         self._writer = writer
-        self._counts: Counter[tuple[str, str]] = Counter()
-        self._news: list[News] = []
+        self.news: list[News] = []
 
     def add(self, before: TaskRecord | None, after: TaskRecord) -> None:
-        """Note a change."""
-        if before is None or before.status is not after.status:
-            self.count(after.name, after.status.value, 1)
-            if before is not None:
-                self.count(before.name, before.status.value, -1)
+        """Write down a change, unless it is of no interest to others."""
         news = news_of(before, after)
         if news is not None:
-            self._news.append(news)
-
-    def count(self, name: str, status: str, number: int) -> None:
-        """Note how many more there are of a status."""
-        self._counts[name, status] += number
-
-    def end(self) -> list[News]:
-        """Write it down."""
-        count_all(self.connection, self._counts)
-        self.connection.executemany(
-            "INSERT INTO news (writer, id, name, status, cancelling) VALUES (?, ?, ?, ?, ?)",
-            [(self._writer, each.id, each.name, each.status.value, each.cancel_requested) for each in self._news],
-        )
-        return self._news
+            status = None if before is None else before.status.value
+            written = self.connection.execute(
+                "INSERT INTO changes (writer, id, name, before, status, cancelling) VALUES (?, ?, ?, ?, ?, ?)",
+                [self._writer, news.id, news.name, status, news.status.value, news.cancel_requested],
+            )
+            assert written.lastrowid is not None
+            if written.lastrowid % COUNT_EVERY == 0:
+                count_changes(self.connection)
+            self.news.append(news)
 
 
-def count_all(connection: Connection, counts: Mapping[tuple[str, str], int]) -> None:
-    """Add to the counts."""
+def count_changes(connection: Connection) -> None:
+    """Add the latest changes to the counts."""
+    connection.execute(
+        "INSERT INTO counts SELECT name, status, sum(number) FROM uncounted GROUP BY name, status"
+        " HAVING sum(number) != 0 ON CONFLICT DO UPDATE SET number = number + excluded.number"
+    )
+    connection.execute("UPDATE counted SET change = (SELECT max(number) FROM changes)")
+
+
+def add_to_counts(connection: Connection, numbers: Mapping[tuple[str, str], int]) -> None:
+    """Add to the counts what no change tells."""
     connection.executemany(
         "INSERT INTO counts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET number = number + excluded.number",
-        [(name, status, number) for (name, status), number in counts.items() if number],
+        [(name, status, number) for (name, status), number in numbers.items()],
     )
 
 
 def create_all(log: Log, records: Sequence[TaskRecord]) -> tuple[list[TaskRecord], list[News]]:
     """Keep new tasks."""
-    return [create(log, record) for record in records], log.end()
+    return [create(log, record) for record in records], log.news
 
 
 def create(log: Log, record: TaskRecord) -> TaskRecord:
@@ -409,9 +427,8 @@ def choose_one(connection: Connection, names: Mapping[str, int | None], task_id:
 
 def running(connection: Connection, name: str) -> int:
     """Tell how many tasks of a handler run."""
-    query = "SELECT number FROM counts WHERE name = ? AND status = 'running'"
-    number: int = (connection.execute(query, [name]).fetchone() or [0])[0]
-    return number
+    query = "SELECT sum(number) FROM totals WHERE name = ? AND status = 'running'"
+    return connection.execute(query, [name]).fetchone()[0] or 0
 
 
 def begin_run(log: Log, chosen: Chosen, worker: str, now: float, lease_until: float) -> TaskRecord | None:
@@ -421,8 +438,7 @@ def begin_run(log: Log, chosen: Chosen, worker: str, now: float, lease_until: fl
     if record is None:
         query = "UPDATE tasks SET status = ?, due_at = NULL, rank = NULL WHERE number = ?"
         log.connection.execute(query, [UNREADABLE, number])
-        log.count(name, status, -1)
-        log.count(name, UNREADABLE, 1)
+        add_to_counts(log.connection, {(name, status): -1, (name, UNREADABLE): 1})
         return None
     run = claim(record, worker=worker, now=now, lease_until=lease_until)
     if run is not None:
@@ -439,7 +455,7 @@ def forget(connection: Connection, which: str, arguments: list[Any]) -> int:
     """Let go of some tasks, and tell how many they were."""
     gone: Counter[tuple[str, str]] = Counter()
     gone.subtract(connection.execute(f"DELETE FROM tasks WHERE {which} RETURNING name, status", arguments))  # noqa: S608
-    count_all(connection, gone)
+    add_to_counts(connection, gone)
     return -gone.total()
 
 
@@ -463,7 +479,6 @@ def set_up(connection: Connection) -> Callable[[], float]:
             record = log.decode(*row)
             if record is not None:
                 create(log, record)
-        log.end()
         connection.execute("DROP TABLE tasks_before")
     return clock_of(connection)
 

@@ -209,7 +209,7 @@ async function* eventsOf(response, onBytes) {
 }
 
 /** Follow an event stream until `onEvent` returns true or the signal aborts, connecting again with a growing delay. */
-async function follow(path, signal, { onOpen = () => {}, onEvent, onLost = () => {} }) {
+async function follow(path, signal, { onOpen = () => {}, onEvent, onLost = () => {}, onRefused = () => {} }) {
   let delay = FIRST_DELAY;
   while (!signal.aborted) {
     const attempt = new AbortController();
@@ -228,7 +228,7 @@ async function follow(path, signal, { onOpen = () => {}, onEvent, onLost = () =>
         if (signal.aborted || onEvent(event)) return;
       }
     } catch (error) {
-      if (error.status === 401 || error.status === 404) return;
+      if ([401, 403, 404].includes(error.status)) return onRefused(error);
       if (!(error instanceof Problem) && !attempt.signal.aborted) console.error(error); // Maybe a fault of this page.
     } finally {
       clearTimeout(silence);
@@ -281,6 +281,9 @@ function start() {
       poll();
     },
     onEvent: showSnapshot,
+    onRefused(error) {
+      if (error.status === 403) showLogin(error.message); // A token that may not look.
+    },
     onLost() {
       setText($("starting"), "The server can't be reached. Trying again…");
       $("starting").hidden = !$("app").hidden;
@@ -547,6 +550,7 @@ async function loadTasks() {
     mergeTasks(tasks);
   } catch (error) {
     if (signal.aborted) return;
+    if (error.status === 410) return showPage(null); // Where this page begins is gone.
     page.problem = error.message;
     showTasks();
   }
