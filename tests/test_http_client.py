@@ -106,15 +106,16 @@ ACCEPTED = httpx.Response(202, json={"task_id": "id", "status": "pending", "stat
 class Endless(httpx.AsyncByteStream):
     """A stream without an end, as httpx gives it: generators within generators."""
 
-    def __init__(self, part: bytes) -> None:
+    def __init__(self, part: bytes, more: bytes = b": keep-alive\n\n") -> None:
         self.part = part
+        self.more = more
         self.closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             yield self.part
             # At hand without waiting.
-            yield b": keep-alive\n\n"
+            yield self.more
             await sleep(1.0)
 
     async def aclose(self) -> None:
@@ -375,7 +376,7 @@ async def test_watch_goes_on_after_a_broken_stream() -> None:
         told(third),
         httpx.Response(200, content=b"data: " + b"[" * 200_000 + b"\n\n"),
         told(third),
-        httpx.Response(200, stream=Endless(b"x" * 40_000_000)),
+        httpx.Response(200, stream=Endless(b"x" * 40_000_000, b"x")),
         told(third),
         httpx.Response(200, content=message(third) + message(end)),
     )
