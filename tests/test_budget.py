@@ -14,8 +14,8 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_all_tasks_blocked
 
 from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select, ticker
-from chanflow._map import Feed, Mapping
-from chanflow._park import current_home
+from chanflow._work._map import Feed, Mapping
+from chanflow._loop._home import current_home
 from tests.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,7 @@ from anyio import (
 from chanflow import Retry
 from chanflow._check import show
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
-from chanflow.bus.memory import MemoryBackend, MemoryMember
+from chanflow.bus.backends.memory import MemoryBackend, MemoryMember
 from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio

@@ -33,7 +33,7 @@ from chanflow import (
     set_checkpoint_interval,
     ticker,
 )
-from chanflow import _select as select_module
+from chanflow._channel import _select as select_module
 from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio

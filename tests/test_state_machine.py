@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 )
 
 from chanflow import Channel, Send, _channel, _select, _state, select, select_nowait
-from chanflow._channel import Receiving, Sending
-from chanflow._park import Home
-from chanflow._state import ChannelState
+from chanflow._channel._ends import Receiving, Sending
+from chanflow._loop._home import Home
+from chanflow._channel._state import ChannelState
 
 
 class FakeWaiter:

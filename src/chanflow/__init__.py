@@ -3,30 +3,30 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from chanflow._channel import Channel as Channel
-from chanflow._channel import ReceiveChannel as ReceiveChannel
-from chanflow._channel import SendChannel as SendChannel
-from chanflow._group import Group as Group
-from chanflow._group import Result as Result
-from chanflow._group import ResultCancelledError as ResultCancelledError
-from chanflow._park import set_checkpoint_interval as set_checkpoint_interval
-from chanflow._select import After as After
-from chanflow._select import Case as Case
-from chanflow._select import Selectable as Selectable
-from chanflow._select import Send as Send
-from chanflow._select import Ticker as Ticker
-from chanflow._select import after as after
-from chanflow._select import select as select
-from chanflow._select import select_nowait as select_nowait
-from chanflow._select import ticker as ticker
-from chanflow._state import ChannelStatistics as ChannelStatistics
-from chanflow._threads import ThreadChannel as ThreadChannel
+from chanflow._channel._ends import Channel as Channel
+from chanflow._channel._ends import ReceiveChannel as ReceiveChannel
+from chanflow._channel._ends import SendChannel as SendChannel
+from chanflow._work._group import Group as Group
+from chanflow._work._group import Result as Result
+from chanflow._work._group import ResultCancelledError as ResultCancelledError
+from chanflow._loop._home import set_checkpoint_interval as set_checkpoint_interval
+from chanflow._channel._select import After as After
+from chanflow._channel._select import Case as Case
+from chanflow._channel._select import Selectable as Selectable
+from chanflow._channel._select import Send as Send
+from chanflow._channel._select import Ticker as Ticker
+from chanflow._channel._select import after as after
+from chanflow._channel._select import select as select
+from chanflow._channel._select import select_nowait as select_nowait
+from chanflow._channel._select import ticker as ticker
+from chanflow._channel._state import ChannelStatistics as ChannelStatistics
+from chanflow._channel._threads import ThreadChannel as ThreadChannel
 
 if TYPE_CHECKING:
-    from chanflow._retry import Retry as Retry
-    from chanflow._workers import DeadLetter as DeadLetter
-    from chanflow._workers import WorkerGroup as WorkerGroup
-    from chanflow._workers import WorkerStatistics as WorkerStatistics
+    from chanflow._work._retry import Retry as Retry
+    from chanflow._work._workers import DeadLetter as DeadLetter
+    from chanflow._work._workers import WorkerGroup as WorkerGroup
+    from chanflow._work._workers import WorkerStatistics as WorkerStatistics
 
 __all__ = [
     "After",
@@ -55,10 +55,10 @@ __all__ = [
 
 # Worker groups bring attrs and more: who only wants channels does not wait for that.
 _LATER = {
-    "DeadLetter": "_workers",
-    "Retry": "_retry",
-    "WorkerGroup": "_workers",
-    "WorkerStatistics": "_workers",
+    "DeadLetter": "_work._workers",
+    "Retry": "_work._retry",
+    "WorkerGroup": "_work._workers",
+    "WorkerStatistics": "_work._workers",
 }
 
 

@@ -36,11 +36,11 @@ def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float
         raise TypeError(msg)
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "memory" and not rest:
-        from chanflow.bus.memory import MemoryBackend  # noqa: PLC0415 -- each backend is imported where it is used
+        from chanflow.bus.backends.memory import MemoryBackend  # noqa: PLC0415 -- each backend is imported where it is used
 
         return Bus(MemoryBackend(max_pending=max_pending, retention=retention))
     if separator and scheme == "sqlite" and len(rest) > 1 and rest.startswith("/"):
-        from chanflow.bus.sqlite import SqliteBackend  # noqa: PLC0415 -- as above
+        from chanflow.bus.backends.sqlite import SqliteBackend  # noqa: PLC0415 -- as above
 
         return Bus(SqliteBackend(Path(rest[1:]).absolute(), max_pending=max_pending, retention=retention))
     msg = f"url must be memory:// or sqlite:///PATH, got {show(url)}"

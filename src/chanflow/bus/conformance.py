@@ -32,7 +32,7 @@ from anyio import (
     sleep,
 )
 
-from chanflow._retry import Retry
+from chanflow._work._retry import Retry
 from chanflow.bus._bus import Bus, DeadMessage
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
 

@@ -15,7 +15,7 @@ import msgspec
 from anyio import current_time, sleep
 
 from chanflow._check import check_seconds
-from chanflow._retry import Retry
+from chanflow._work._retry import Retry
 from chanflow.tasks._errors import (
     IdempotencyError,
     TaskCancelledError,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from chanflow._park import TIMED_OUT, Home, Waiter, give_up
-from chanflow._room import WaitingRoom
+from chanflow._loop._home import TIMED_OUT, Home, Waiter, give_up
+from chanflow._loop._wait import WaitingRoom
 
 __all__ = ["Signal"]
 

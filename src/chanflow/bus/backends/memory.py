@@ -16,8 +16,8 @@ from itertools import count
 from anyio import ClosedResourceError
 from attrs import define, evolve
 
-from chanflow._park import Home, running_home
-from chanflow._signal import Signal
+from chanflow._loop._home import Home, running_home
+from chanflow._loop._signal import Signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
 
 __all__ = ["MemoryBackend"]

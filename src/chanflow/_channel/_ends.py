@@ -12,12 +12,12 @@ from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
 from chanflow._check import check_count, check_seconds, show
-from chanflow._park import NOWHERE, TIMED_OUT, Home, Waiter
-from chanflow._room import Outcome
-from chanflow._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
+from chanflow._loop._home import NOWHERE, TIMED_OUT, Home, Waiter
+from chanflow._loop._wait import Outcome
+from chanflow._channel._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
 
 if TYPE_CHECKING:
-    from chanflow._threads import ThreadChannel
+    from chanflow._channel._threads import ThreadChannel
 
 __all__ = ["Channel", "ReceiveChannel", "SendChannel"]
 

@@ -22,15 +22,15 @@ import anyio.lowlevel
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import TaskGroup
 
-from chanflow._attempt import Attempt, check_handler, enter, failure_of_handler, follow, is_async
-from chanflow._channel import Channel, SendChannel
+from chanflow._work._call import Attempt, check_handler, enter, failure_of_handler, follow, is_async
+from chanflow._channel._ends import Channel, SendChannel
 from chanflow._check import check_count, check_seconds, name_of, show
-from chanflow._group import NEVER_BEGAN, PENDING, Failure, Result
-from chanflow._map import Feed, Mapping
-from chanflow._offload import Offload
-from chanflow._park import Home, current_home, give_up, running_home
-from chanflow._retry import Retry, judge
-from chanflow._room import WaitingRoom
+from chanflow._work._group import NEVER_BEGAN, PENDING, Failure, Result
+from chanflow._work._map import Feed, Mapping
+from chanflow._work._offload import Offload
+from chanflow._loop._home import Home, current_home, give_up, running_home
+from chanflow._work._retry import Retry, judge
+from chanflow._loop._wait import WaitingRoom
 
 __all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
 

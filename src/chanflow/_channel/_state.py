@@ -35,9 +35,9 @@ from anyio import (
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from chanflow._check import check_count, show
-from chanflow._ledger import Ledger
-from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
-from chanflow._room import Outcome, WaitingRoom
+from chanflow._channel._ledger import Ledger
+from chanflow._loop._home import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
+from chanflow._loop._wait import Outcome, WaitingRoom
 
 __all__ = [
     "NOTHING",

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from chanflow._park import running_home
+from chanflow._loop._home import running_home
 
 __all__ = ["Offload", "run_in_thread"]
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, TypeVar
 
-from chanflow._park import Waiter
+from chanflow._loop._home import Waiter
 
 __all__ = ["Outcome", "WaitingRoom"]
 

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from chanflow._state import ChannelState
+    from chanflow._channel._state import ChannelState
 
 __all__ = ["PREFETCH", "Ledger"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from chanflow._park import Home, running_home
-from chanflow._signal import Signal
-from chanflow._storage import Connection, Database
+from chanflow._loop._home import Home, running_home
+from chanflow._loop._signal import Signal
+from chanflow._sqlite import Connection, Database
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["SqliteBackend"]

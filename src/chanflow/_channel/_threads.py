@@ -20,12 +20,12 @@ from weakref import WeakMethod
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
-import chanflow._channel
+import chanflow._channel._ends
 from chanflow._check import check_seconds
-from chanflow._ledger import Ledger
-from chanflow._park import Home
-from chanflow._room import Outcome
-from chanflow._state import ChannelState
+from chanflow._channel._ledger import Ledger
+from chanflow._loop._home import Home
+from chanflow._loop._wait import Outcome
+from chanflow._channel._state import ChannelState
 
 __all__ = ["ThreadChannel"]
 
@@ -437,4 +437,4 @@ def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
     return state.bridge
 
 
-chanflow._channel.open_from_thread = open_from_thread
+chanflow._channel._ends.open_from_thread = open_from_thread

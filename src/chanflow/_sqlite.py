@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from anyio import CancelScope, ClosedResourceError, Event
 
-from chanflow._park import Home, running_home
+from chanflow._loop._home import Home, running_home
 
 __all__ = ["Database", "StorageError"]
 

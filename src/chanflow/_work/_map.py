@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import anyio
 from anyio import ClosedResourceError
 
-from chanflow._attempt import failure_of_handler
-from chanflow._channel import Channel
-from chanflow._group import Result
-from chanflow._park import running_home
+from chanflow._work._call import failure_of_handler
+from chanflow._channel._ends import Channel
+from chanflow._work._group import Result
+from chanflow._loop._home import running_home
 
 if TYPE_CHECKING:
-    from chanflow._workers import WorkerGroup
+    from chanflow._work._workers import WorkerGroup
 
 __all__ = ["Feed", "Mapping"]
 

@@ -1,0 +1,1 @@
+"""The channel: its state, its ends, the side for threads, and select."""

@@ -1,0 +1,1 @@
+"""Where messages are kept: a file for each kind of place."""
