@@ -24,8 +24,8 @@ from hypothesis.stateful import (
 )
 
 from chanflow._channel._ledger import Ledger
-from chanflow._loop._home import NOWHERE
 from chanflow._channel._state import ChannelState
+from chanflow._loop._home import NOWHERE
 from tests.test_state_machine import FakeWaiter
 
 

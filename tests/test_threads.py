@@ -23,10 +23,11 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock, to_thread
 from anyio.lowlevel import checkpoint
 
-from chanflow import Channel, Send, ThreadChannel, _ledger, _threads, select, select_nowait
-from chanflow._loop._home import current_home
+from chanflow import Channel, Send, ThreadChannel, select, select_nowait
+from chanflow._channel import _ledger, _threads
 from chanflow._channel._state import ChannelState
 from chanflow._channel._threads import Parked, Request
+from chanflow._loop._home import current_home
 from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio

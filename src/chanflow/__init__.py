@@ -6,10 +6,6 @@ from typing import TYPE_CHECKING
 from chanflow._channel._ends import Channel as Channel
 from chanflow._channel._ends import ReceiveChannel as ReceiveChannel
 from chanflow._channel._ends import SendChannel as SendChannel
-from chanflow._work._group import Group as Group
-from chanflow._work._group import Result as Result
-from chanflow._work._group import ResultCancelledError as ResultCancelledError
-from chanflow._loop._home import set_checkpoint_interval as set_checkpoint_interval
 from chanflow._channel._select import After as After
 from chanflow._channel._select import Case as Case
 from chanflow._channel._select import Selectable as Selectable
@@ -21,6 +17,10 @@ from chanflow._channel._select import select_nowait as select_nowait
 from chanflow._channel._select import ticker as ticker
 from chanflow._channel._state import ChannelStatistics as ChannelStatistics
 from chanflow._channel._threads import ThreadChannel as ThreadChannel
+from chanflow._loop._home import set_checkpoint_interval as set_checkpoint_interval
+from chanflow._work._group import Group as Group
+from chanflow._work._group import Result as Result
+from chanflow._work._group import ResultCancelledError as ResultCancelledError
 
 if TYPE_CHECKING:
     from chanflow._work._retry import Retry as Retry

@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from anyio import CancelScope, ClosedResourceError, Event
 
+from chanflow._errors import StorageError
 from chanflow._loop._home import Home, running_home
 
-__all__ = ["Database", "StorageError"]
+__all__ = ["Database"]
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
@@ -30,10 +31,6 @@ BUSY_TIMEOUT = 30.0
 """Seconds for which another process may keep the file to itself."""
 BUSY_INTERVAL = 0.01
 """Seconds from one look whether it still does to the next, where SQLite itself doesn't wait."""
-
-
-class StorageError(Exception):
-    """Where messages or tasks are kept can't be reached, is full or damaged, or is no such place; it has the cause."""
 
 
 class Request(Generic[T]):

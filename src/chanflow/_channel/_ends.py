@@ -6,29 +6,22 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
+from chanflow._channel._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
+from chanflow._channel._threads import ThreadChannel, open_from_thread
 from chanflow._check import check_count, check_seconds, show
 from chanflow._loop._home import NOWHERE, TIMED_OUT, Home, Waiter
 from chanflow._loop._wait import Outcome
-from chanflow._channel._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
-
-if TYPE_CHECKING:
-    from chanflow._channel._threads import ThreadChannel
 
 __all__ = ["Channel", "ReceiveChannel", "SendChannel"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
-
-
-def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
-    """Be replaced by `_threads`, which stands above this module."""
-    raise NotImplementedError
 
 
 class Waiters(list[Waiter]):

@@ -20,17 +20,37 @@ from __future__ import annotations
 import threading
 from collections import deque
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from chanflow._channel._state import ChannelState
+from typing import Generic, Protocol, TypeVar
 
 __all__ = ["PREFETCH", "Ledger"]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 PREFETCH = 128
 """How many items at most are reserved for threads that receive."""
+
+
+class Items(Protocol[T_co]):
+    """The buffer of a channel, as threads see it."""
+
+    def popleft(self) -> T_co: ...
+    def __len__(self) -> int: ...
+
+
+class Lender(Protocol[T]):
+    """The state of a channel, as its ledger sees it."""
+
+    reserved: int
+    room: int
+
+    @property
+    def buffer(self) -> Items[T]: ...
+    def set_room(self, lent: int) -> None: ...
+    def accept(self, items: deque[T]) -> None: ...
+    def put_back(self, items: list[T]) -> None: ...
+    def refill(self) -> None: ...
+    def release(self, count: int) -> None: ...
 
 
 class Ledger(Generic[T]):
@@ -38,7 +58,7 @@ class Ledger(Generic[T]):
 
     __slots__ = ("_claims", "_credits", "_inbox", "_returned", "_state", "_taken", "lock")
 
-    def __init__(self, state: ChannelState[T]) -> None:
+    def __init__(self, state: Lender[T]) -> None:
         self._state = state
         # Reentrant, because the loop's side settles in the middle of what it does under the lock.
         self.lock: AbstractContextManager[object] = threading.RLock()

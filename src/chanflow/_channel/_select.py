@@ -13,10 +13,10 @@ from typing import Any, Generic, Literal, NamedTuple, Never, Protocol, Self, Typ
 from anyio import EndOfStream, WouldBlock
 
 from chanflow._channel._ends import Channel, ReceiveChannel, SendChannel
+from chanflow._channel._state import NOTHING, SENT, Answer, ChannelState
 from chanflow._check import check_number, show
 from chanflow._loop._home import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current_home, recent
 from chanflow._loop._wait import Outcome, WaitingRoom
-from chanflow._channel._state import NOTHING, SENT, Answer, ChannelState
 
 if sys.version_info >= (3, 13):  # pragma: no cover -- one of the two, by the Python that measures
     from typing import TypeVar

@@ -34,8 +34,8 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from chanflow._check import check_count, show
 from chanflow._channel._ledger import Ledger
+from chanflow._check import check_count, show
 from chanflow._loop._home import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
 from chanflow._loop._wait import Outcome, WaitingRoom
 

@@ -20,14 +20,13 @@ from weakref import WeakMethod
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
-import chanflow._channel._ends
-from chanflow._check import check_seconds
 from chanflow._channel._ledger import Ledger
+from chanflow._channel._state import ChannelState
+from chanflow._check import check_seconds
 from chanflow._loop._home import Home
 from chanflow._loop._wait import Outcome
-from chanflow._channel._state import ChannelState
 
-__all__ = ["ThreadChannel"]
+__all__ = ["ThreadChannel", "open_from_thread"]
 
 T = TypeVar("T")
 
@@ -435,6 +434,3 @@ def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
         state.bridge = ThreadChannel(state, home)
     assert isinstance(state.bridge, ThreadChannel)
     return state.bridge
-
-
-chanflow._channel._ends.open_from_thread = open_from_thread

@@ -20,8 +20,8 @@ from typing import Any, TypeVar, cast
 from anyio import CapacityLimiter, get_cancelled_exc_class, move_on_after
 
 from chanflow._check import show, show_error
-from chanflow._work._offload import run_in_thread
 from chanflow._loop._home import Home, running_home
+from chanflow._work._offload import run_in_thread
 
 __all__ = [
     "Attempt",

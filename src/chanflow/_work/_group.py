@@ -15,12 +15,12 @@ import anyio
 from anyio import BrokenResourceError, WouldBlock
 from anyio.abc import TaskGroup
 
-from chanflow._work._call import failure_of, traceback_of
 from chanflow._channel._ends import Channel
+from chanflow._channel._state import NOTHING, Answer
 from chanflow._check import check_count, name_of, show
 from chanflow._loop._home import Home, Waiter, current_home, give_up
 from chanflow._loop._wait import Outcome, WaitingRoom
-from chanflow._channel._state import NOTHING, Answer
+from chanflow._work._call import failure_of, traceback_of
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 

@@ -7,34 +7,55 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 import anyio
 from anyio import ClosedResourceError
+from anyio.abc import TaskGroup
 
-from chanflow._work._call import failure_of_handler
 from chanflow._channel._ends import Channel
+from chanflow._loop._home import Home, running_home
+from chanflow._work._call import failure_of_handler
 from chanflow._work._group import Result
-from chanflow._loop._home import running_home
 
-if TYPE_CHECKING:
-    from chanflow._work._workers import WorkerGroup
-
-__all__ = ["Feed", "Mapping"]
+__all__ = ["Feed", "MapIterator"]
 
 Job = TypeVar("Job")
 R = TypeVar("R")
 
 
-class Feed(Generic[Job, R]):
-    """The submitting side of a `WorkerGroup.map`."""
+class Submitter(Protocol[Job, R]):
+    """A worker group, as a map sees it."""
 
-    def __init__(self, group: WorkerGroup[Job, R], jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool) -> None:
+    _name: str
+    _home: Home | None
+    _tasks: TaskGroup | None
+    _feeds: set[Feed[Job, R]]
+    _closing: bool
+
+    def _check_open(self) -> Home: ...
+    def _check_here(self) -> None: ...
+    async def submit(self, job: Job, /) -> Result[R]: ...
+
+
+class Feed(Generic[Job, R]):
+    """The submitting side of a `WorkerGroup.map`.
+
+    Args:
+        group: handles the jobs.
+        jobs: any iterable or asynchronous iterable.
+        ordered: whether the results come in the order of the jobs.
+        window: the most jobs between their submission and the iteration over their results.
+    """
+
+    def __init__(
+        self, group: Submitter[Job, R], jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool, window: float
+    ) -> None:
         self._group = group
         self._jobs = jobs
         self._ordered = ordered
-        # An item for each job between its submission and the iteration over its result.
-        self.window: Channel[None] = Channel(group._limit + group._queue.capacity, "window of a map")
+        # An item for each of these.
+        self.window: Channel[None] = Channel(window, "window of a map")
         self.results: Channel[Result[R]] = Channel(math.inf, "results of a map")
         self.unfinished: set[Result[R]] = set()
         self.error: Exception | None = None
@@ -45,6 +66,10 @@ class Feed(Generic[Job, R]):
         self._context = copy_context()
         # Results that are still to come, and the end of the jobs.
         self._coming = 1
+
+    @property
+    def group_name(self) -> str:
+        return self._group._name
 
     def start(self) -> None:
         """Begin to submit."""
@@ -136,8 +161,8 @@ class Feed(Generic[Job, R]):
         self.unfinished.clear()
 
 
-class Mapping(AsyncIterator[R]):
-    """The iterating side of a `WorkerGroup.map`.
+class MapIterator(AsyncIterator[R]):
+    """Iterates over the results of a `WorkerGroup.map`; made by that, for `async for`.
 
     It is not a generator, because on trio a generator that is left early warns unless it is closed by hand. The
     submitting task doesn't know of it, so that it goes away, and stops the other, as soon as it is dropped.
@@ -145,6 +170,15 @@ class Mapping(AsyncIterator[R]):
 
     def __init__(self, feed: Feed[Any, R]) -> None:
         self._feed = feed
+
+    def __repr__(self) -> str:
+        feed = self._feed
+        state = "stopped" if feed.stopped else f"{len(feed.unfinished)} unfinished" if feed.started else "not started"
+        return f"<MapIterator of {feed.group_name}: {state}>"
+
+    def __iter__(self) -> NoReturn:
+        msg = "the results of a map come one by one as they are ready: use `async for`, not `for`"
+        raise TypeError(msg)
 
     async def __anext__(self) -> R:
         feed = self._feed

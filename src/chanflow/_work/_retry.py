@@ -8,9 +8,9 @@ from random import Random
 
 from attrs import field, frozen
 
-from chanflow._work._call import failure_of_handler, is_async
 from chanflow._check import check_count, check_number, check_seconds, show
 from chanflow._loop._home import running_home
+from chanflow._work._call import failure_of_handler, is_async
 
 __all__ = ["Retry", "judge"]
 

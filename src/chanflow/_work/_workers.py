@@ -22,15 +22,15 @@ import anyio.lowlevel
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import TaskGroup
 
-from chanflow._work._call import Attempt, check_handler, enter, failure_of_handler, follow, is_async
 from chanflow._channel._ends import Channel, SendChannel
 from chanflow._check import check_count, check_seconds, name_of, show
-from chanflow._work._group import NEVER_BEGAN, PENDING, Failure, Result
-from chanflow._work._map import Feed, Mapping
-from chanflow._work._offload import Offload
 from chanflow._loop._home import Home, current_home, give_up, running_home
-from chanflow._work._retry import Retry, judge
 from chanflow._loop._wait import WaitingRoom
+from chanflow._work._call import Attempt, check_handler, enter, failure_of_handler, follow, is_async
+from chanflow._work._group import NEVER_BEGAN, PENDING, Failure, Result
+from chanflow._work._map import Feed, MapIterator
+from chanflow._work._offload import Offload
+from chanflow._work._retry import Retry, judge
 
 __all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
 
@@ -471,7 +471,7 @@ class WorkerGroup(Generic[Job, R]):
         worker.deadlocked = True
         self._queue._state.senders.dismiss(ClosedResourceError, lambda entry: entry[2] is worker.blocked)
 
-    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> Mapping[R]:
+    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> MapIterator[R]:
         """Handle jobs and iterate over what the handler returns for them.
 
         At most `workers + buffer` jobs are taken from `jobs` ahead of what was iterated over, so an endless
@@ -498,7 +498,8 @@ class WorkerGroup(Generic[Job, R]):
             msg = f"jobs must be an iterable or asynchronous iterable, got {show(jobs)}"
             raise TypeError(msg)
         self._check_open()
-        return Mapping(Feed(self, jobs, ordered=ordered))
+        window = self._limit + self._queue.capacity
+        return MapIterator(Feed(self, jobs, ordered=ordered, window=window))
 
     # Working
 

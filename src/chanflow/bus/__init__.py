@@ -3,7 +3,7 @@
 :func:`connect` gives a :class:`Bus`, in the memory of this process or in an SQLite file.
 """
 
-from chanflow._sqlite import StorageError
+from chanflow._errors import StorageError
 from chanflow.bus._bus import Bus, DeadMessage
 from chanflow.bus._connect import connect
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription

@@ -9,8 +9,8 @@ from typing import Self
 from anyio import CapacityLimiter, ClosedResourceError, Event
 from attrs import frozen
 
-from chanflow._work._call import Attempt, check_handler
 from chanflow._check import check_count, check_seconds, show
+from chanflow._work._call import Attempt, check_handler
 from chanflow._work._retry import Retry
 from chanflow.bus._consume import Handler, consume
 from chanflow.bus._subscription import Subscription

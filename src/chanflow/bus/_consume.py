@@ -8,11 +8,11 @@ from typing import TypeAlias
 
 from anyio import create_task_group
 
-from chanflow._work._call import Attempt
 from chanflow._check import show_error
+from chanflow._errors import StorageError
 from chanflow._loop._home import running_home
+from chanflow._work._call import Attempt
 from chanflow._work._retry import Retry, judge
-from chanflow._sqlite import StorageError
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
 
 __all__ = ["Handler", "consume"]

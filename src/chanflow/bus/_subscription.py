@@ -10,9 +10,9 @@ from typing import Self
 
 from anyio import CancelScope, move_on_after, sleep
 
+from chanflow._errors import StorageError
 from chanflow._loop._home import Home, running_home
 from chanflow._loop._signal import Signal
-from chanflow._sqlite import StorageError
 from chanflow.bus.backend import Backend, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["LeaseLostError", "Message", "Subscription"]

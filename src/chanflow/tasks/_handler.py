@@ -11,8 +11,8 @@ from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, cast, get
 import msgspec
 from anyio import CapacityLimiter, from_thread
 
-from chanflow._work._call import Attempt, is_async
 from chanflow._check import show
+from chanflow._work._call import Attempt, is_async
 from chanflow._work._retry import Retry
 from chanflow.tasks.record import ProgressReport
 

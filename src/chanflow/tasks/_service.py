@@ -16,9 +16,9 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from chanflow._check import check_count, check_seconds, show
+from chanflow._errors import StorageError
 from chanflow._loop._home import Home, running_home
 from chanflow._work._retry import Retry
-from chanflow._sqlite import StorageError
 from chanflow.bus import Bus, connect
 from chanflow.tasks._bus_dispatch import BusDispatch
 from chanflow.tasks._dispatch import Dispatch, StoreDispatch

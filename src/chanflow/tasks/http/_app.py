@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from chanflow._sqlite import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks._handler import ArgumentError
 from chanflow.tasks.http._guard import Guard

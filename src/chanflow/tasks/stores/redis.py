@@ -25,7 +25,7 @@ from coredis import Redis
 from coredis.exceptions import NoScriptError, RedisError, WrongTypeError
 from coredis.retry import NoRetryPolicy
 
-from chanflow._sqlite import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of
 from chanflow.tasks.stores._gather import Gather
