@@ -23,11 +23,8 @@ class WaitingRoom(deque[Entry]):
     the entries may be dead. An ordered dict could remove it at once, but would make every parking cost more.
     """
 
-    __slots__ = ("_left",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._left = 0
+    # Of the class until somebody leaves, as most rooms see nobody leave: to make a room is most of making a channel.
+    _left = 0
 
     def leave(self) -> None:
         """Take note that a waiter of this room is done without having been woken from here."""
