@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,17 @@ def test_import_brings_no_event_loop_and_no_extra() -> None:
     loaded = set(run.stdout.split())
     assert "anyio" in loaded
     assert not loaded & {"asyncio", "trio", "attrs", "logging", "rich", "click", "hypothesis", "pytest"}
+
+
+def test_the_bus_brings_no_backend() -> None:
+    """Each is imported where it is used."""
+    script = "import sys, chanflow.bus; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"sqlite3", "coredis"} & set(run.stdout.split())
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert chanflow.__version__ == version("chanflow")
 
 
 def test_every_public_docstring_has_its_sections() -> None:

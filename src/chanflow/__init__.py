@@ -53,6 +53,8 @@ __all__ = [
     "ticker",
 ]
 
+__version__ = "0.1.0"
+
 # Worker groups bring attrs and more: who only wants channels does not wait for that.
 _LATER = {
     "DeadLetter": "_work._workers",

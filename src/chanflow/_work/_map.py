@@ -177,7 +177,7 @@ class MapIterator(AsyncIterator[R]):
         return f"<MapIterator of {feed.group_name}: {state}>"
 
     def __iter__(self) -> NoReturn:
-        msg = "the results of a map come one by one as they are ready: use `async for`, not `for`"
+        msg = "a map's results come as they are ready: use `async for`, not `for`"
         raise TypeError(msg)
 
     async def __anext__(self) -> R:

@@ -58,6 +58,10 @@ class Bus:
         self._subscriptions: set[Subscription] = set()
         self._left: Event | None = None
 
+    def __repr__(self) -> str:
+        state = f"{len(self._subscriptions)} subscription(s)" if self._open else "not open"
+        return f"<Bus on {type(self._backend).__name__}: {state}>"
+
     @property
     def capabilities(self) -> Capabilities:
         """What the backend can do."""

@@ -43,7 +43,7 @@ async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
     """Attempt a message, and settle it."""
     try:
         if message.attempt > retry.attempts:
-            await message.reject(f"delivered {message.attempt - 1} times, and never settled: its consumers were killed")
+            await message.reject(f"delivered {message.attempt - 1} times, and never acknowledged")
             return
         try:
             await attempt(message)

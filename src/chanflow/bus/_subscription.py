@@ -199,6 +199,7 @@ class Subscription:
         self._closed: Callable[[Subscription], object] = closed
         self._member: Member
         self._home: Home
+        self._entered: bool = False
         self._ended: bool = False
         self._scopes: set[CancelScope] = set()
         # Fetched, but not handed out yet; each with the time at which its lease has to be renewed for that.
@@ -215,6 +216,7 @@ class Subscription:
         except BaseException:
             self._closed(self)
             raise
+        self._entered = True
         return self
 
     async def __aexit__(
@@ -231,7 +233,14 @@ class Subscription:
         finally:
             self._closed(self)
 
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else f"{len(self._held)} held" if self._entered else "not entered"
+        return f"<Subscription of group {self.group!r} to {self.topic!r}: {state}>"
+
     def __aiter__(self) -> Self:
+        if not self._entered:
+            msg = "the subscription was not entered; iterate inside of `async with bus.subscribe(...) as messages:`"
+            raise RuntimeError(msg)
         return self
 
     async def __anext__(self) -> Message:

@@ -640,7 +640,7 @@ class BusConformance:
                     await receive(messages)
             async with consuming(bus, "topic", handler):
                 [letter] = await wait_for_dead_letters(bus, "topic.dead", 1)
-            assert letter.reason == "delivered 3 times, and never settled: its consumers were killed"
+            assert letter.reason == "delivered 3 times, and never acknowledged"
 
     # Closing
 
