@@ -2292,7 +2292,6 @@ class Double:
 
 async def test_what_a_map_looks_like() -> None:
     """It says where it stands, and in a plain `for` what is missing."""
-
     async with WorkerGroup[int, int](Double(), workers=1, buffer=1) as group:
         results = group.map(range(5))
         assert repr(results) == "<MapIterator of Double: not started>"
