@@ -55,7 +55,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Worker groups bring attrs and more: who only wants channels does not wait for that.
+# Worker groups import attrs and more; programs that use only channels should not pay for that.
 _LATER = {
     "DeadLetter": "_work._workers",
     "Retry": "_work._retry",
@@ -65,7 +65,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is imported when it is first used."""
+    """Import a lazily loaded name on first use."""
     if name not in _LATER:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -79,7 +79,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Users find them here, and so should tracebacks and the documentation.
+# Users import these names from here, so tracebacks and the documentation name this module too.
 for _name in __all__:
     if _name not in _LATER:
         globals()[_name].__module__ = __name__

@@ -6,4 +6,7 @@ __all__ = ["StorageError"]
 
 
 class StorageError(Exception):
-    """Where messages or tasks are kept can't be reached, is full or damaged, or is no such place; it has the cause."""
+    """The storage for messages or tasks can't be reached, is full or damaged, or has the wrong format.
+
+    The underlying error, if any, is its `__cause__`.
+    """

@@ -1,1 +1,1 @@
-"""The event loop: the home of what waits in it, and the ways to wait."""
+"""The event loop: homes, waiters, waiting rooms and signals."""
