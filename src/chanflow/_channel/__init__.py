@@ -1,1 +1,1 @@
-"""The channel: its state, its ends, the side for threads, and select."""
+"""Channels: their state, their ends, their side for threads, and `select`."""
