@@ -1,1 +1,1 @@
-"""Groups and workers: results, calling a handler, retry, worker groups and their map."""
+"""Groups and worker groups: results, handler calls, retries and `map`."""
