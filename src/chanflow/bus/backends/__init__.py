@@ -1,1 +1,1 @@
-"""Where messages are kept: a file for each kind of place."""
+"""The backends of the bus: one file for each kind of storage."""
