@@ -507,8 +507,8 @@ MUTANTS: list[tuple[Any, Any, str, str, str]] = [
     (_ends, Receiving, "receive", "if state.buffer:", "if False:"),
     (_ends, Receiving, "receive", "if not sender.done():", "if True:"),
     (_ends, Receiving, "receive", "    state.reserved -= 1", "    pass"),
-    (_ends, Receiving, "_attempt", "if state.senders:\n                state.refill()", "pass"),
-    (_ends, Receiving, "_attempt", "len(state.buffer) > state.reserved", "len(state.buffer)"),
+    (_ends, Receiving, "_try", "if state.senders:\n                state.refill()", "pass"),
+    (_ends, Receiving, "_try", "len(state.buffer) > state.reserved", "len(state.buffer)"),
     (_ends, Receiving, "_receive_at_once", "if state.can_take() or state.over():", "if True:"),
     (
         _ends,

@@ -33,7 +33,7 @@ BUSY_INTERVAL = 0.01
 """Seconds between attempts to get the lock, where SQLite itself doesn't wait for it."""
 
 
-class Request(Generic[T]):
+class QueuedOperation(Generic[T]):
     """An operation in the queue of the thread, and its outcome."""
 
     __slots__ = ("abandoned", "done", "error", "operation", "undo", "value")
@@ -63,7 +63,7 @@ class Database:
         self._reads = reads
         self._users = 0
         # None marks the end. A channel would cost two more trips through the event loop for each operation.
-        self._requests: SimpleQueue[Request[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[QueuedOperation[Any] | None] = SimpleQueue()
         # The number of operations that callers wait for, or that are abandoned and may still have to be undone.
         self._open = 0
         self._closed = False
@@ -105,7 +105,7 @@ class Database:
             with CancelScope(shield=True):
                 if self._open:
                     await self._quiet.wait()
-                self._requests.put(None)
+                self._queue.put(None)
                 await self._ended.wait()
 
     async def run(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None = None) -> T:
@@ -125,44 +125,44 @@ class Database:
         if self._closed:
             msg = f"{self._path} is closed"
             raise ClosedResourceError(msg)
-        request = self._request(operation, undo)
+        queued = self._enqueue(operation, undo)
         try:
-            await request.done.wait()
+            await queued.done.wait()
         except BaseException:
-            request.abandoned = True
-            if request.done.is_set():
-                self._take_back(request)
+            queued.abandoned = True
+            if queued.done.is_set():
+                self._take_back(queued)
             raise
         self._leave()
-        if isinstance(request.error, sqlite3.Error):
-            msg = f"{self._path}: {request.error}"
-            raise StorageError(msg) from request.error
-        if request.error is not None:
-            raise request.error
-        return cast("T", request.value)
+        if isinstance(queued.error, sqlite3.Error):
+            msg = f"{self._path}: {queued.error}"
+            raise StorageError(msg) from queued.error
+        if queued.error is not None:
+            raise queued.error
+        return cast("T", queued.value)
 
-    def _request(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None) -> Request[T]:
-        request = Request(operation, undo)
+    def _enqueue(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None) -> QueuedOperation[T]:
+        queued = QueuedOperation(operation, undo)
         self._open += 1
-        self._requests.put(request)
-        return request
+        self._queue.put(queued)
+        return queued
 
     def _leave(self) -> None:
         self._open -= 1
         if self._closed and not self._open:
             self._quiet.set()
 
-    def _take_back(self, request: Request[Any]) -> None:
+    def _take_back(self, queued: QueuedOperation[Any]) -> None:
         """Undo the operation of a caller that was cancelled."""
-        if request.undo is not None and request.error is None:
-            self._request(request.undo(request.value), None).abandoned = True
+        if queued.undo is not None and queued.error is None:
+            self._enqueue(queued.undo(queued.value), None).abandoned = True
         self._leave()
 
-    def _finish(self, batch: list[Request[Any]]) -> None:
-        for request in batch:
-            request.done.set()
-            if request.abandoned:
-                self._take_back(request)
+    def _finish(self, batch: list[QueuedOperation[Any]]) -> None:
+        for queued in batch:
+            queued.done.set()
+            if queued.abandoned:
+                self._take_back(queued)
 
     # In the thread
 
@@ -174,8 +174,8 @@ class Database:
                     connection = connection or self._connect()
                     transact(connection, batch, "BEGIN" if self._reads else "BEGIN IMMEDIATE")
                 except BaseException as error:  # noqa: BLE001 -- raised in the callers
-                    for request in batch:
-                        request.error = request.error or error
+                    for queued in batch:
+                        queued.error = queued.error or error
                 # If the event loop has ended, no caller is left to wake.
                 with suppress(RuntimeError):
                     self._home.call_soon(partial(self._finish, batch))
@@ -185,21 +185,21 @@ class Database:
             with suppress(RuntimeError):
                 self._home.call_soon(self._ended.set)
 
-    def _next_batch(self) -> list[Request[Any]]:
+    def _next_batch(self) -> list[QueuedOperation[Any]]:
         """Wait for an operation, and take all that are queued; return an empty list at the end."""
         while True:
             try:
-                request = self._requests.get(timeout=WATCH_INTERVAL)
+                queued = self._queue.get(timeout=WATCH_INTERVAL)
                 break
             except Empty:
                 if self._home.ended():
                     # The event loop ended without closing the database.
                     return []
-        batch: list[Request[Any]] = []
+        batch: list[QueuedOperation[Any]] = []
         # The end is queued last, when nothing is open, so it never ends up inside a batch.
-        while request is not None:
-            batch.append(request)
-            request = None if len(batch) == BATCH or self._requests.empty() else self._requests.get()
+        while queued is not None:
+            batch.append(queued)
+            queued = None if len(batch) == BATCH or self._queue.empty() else self._queue.get()
         return batch
 
     def _connect(self) -> Connection:
@@ -224,12 +224,12 @@ def execute_when_free(connection: Connection, statement: str) -> None:
 
     While another process is switching the file to WAL, SQLite fails immediately instead of waiting for its timeout.
     """
-    give_up_at = time.monotonic() + BUSY_TIMEOUT
+    deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             connection.execute(statement).fetchone()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
             time.sleep(BUSY_INTERVAL)
         else:
@@ -242,24 +242,24 @@ def prepare(schema: str, connection: Connection) -> None:
         connection.execute(statement)
 
 
-def transact(connection: Connection, batch: list[Request[Any]], begin: str) -> None:
+def transact(connection: Connection, batch: list[QueuedOperation[Any]], begin: str) -> None:
     """Run a batch of operations in one transaction, and record the outcome of each."""
     connection.execute(begin)
     try:
-        for request in batch:
+        for queued in batch:
             if len(batch) == 1:
-                request.value = request.operation(connection)
+                queued.value = queued.operation(connection)
                 break
-            connection.execute("SAVEPOINT request")
+            connection.execute("SAVEPOINT operation")
             try:
-                request.value = request.operation(connection)
+                queued.value = queued.operation(connection)
             except BaseException as error:
-                request.error = error
+                queued.error = error
                 # A full disk may have ended the whole transaction.
                 if not connection.in_transaction:
                     raise
-                connection.execute("ROLLBACK TO request")
-            connection.execute("RELEASE request")
+                connection.execute("ROLLBACK TO operation")
+            connection.execute("RELEASE operation")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

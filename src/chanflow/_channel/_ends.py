@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar, cast
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
-from chanflow._channel._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
+from chanflow._channel._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, HandedItem, Overflow
 from chanflow._channel._threads import ThreadChannel, open_from_thread
 from chanflow._check import check_count, check_seconds, show
 from chanflow._loop._home import NOWHERE, TIMED_OUT, Home, Waiter
@@ -419,7 +419,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
                 state.leave_receivers(waiter, home, exc)
                 raise
             state.held -= held
-            if outcome is None or type(outcome) is Delivery:
+            if outcome is None or type(outcome) is HandedItem:
                 batch.append(state.redeem() if outcome is None else outcome.item)
                 if self._open is state:
                     batch += state.take_many(max_items - len(batch))
@@ -442,7 +442,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             state.check()
         return state.can_take() or state.over()
 
-    def _attempt(self, home: Home | None) -> T_co | Answer:
+    def _try(self, home: Home | None) -> T_co | Answer:
         state = self._open
         if state.home is not home:
             state.check()
@@ -467,7 +467,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
     def _leave(self) -> None:
         self._state.receivers.leave()
 
-    def _redeem(self, outcome: Outcome | Delivery) -> T_co:
+    def _redeem(self, outcome: Outcome | HandedItem) -> T_co:
         return cast("T_co", self._state.redeem_outcome(outcome))
 
     def _release(self, outcome: Outcome) -> bool:

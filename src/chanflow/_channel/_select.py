@@ -49,7 +49,7 @@ class Selectable(Protocol[T_co]):
         """Return whether the operation would complete, or raise an error, without waiting."""
         ...
 
-    def _attempt(self, home: Home | None, /) -> T_co | Answer:
+    def _try(self, home: Home | None, /) -> T_co | Answer:
         """Complete the operation if that is possible without waiting; otherwise return `NOTHING`.
 
         The home is the caller's, or None if the caller has not looked it up.
@@ -129,7 +129,7 @@ class Send(Generic[T_contra]):
             state.check()
         return state.can_put()
 
-    def _attempt(self, home: Home | None) -> Answer | None:
+    def _try(self, home: Home | None) -> Answer | None:
         state = self.channel._open
         if state.home is not home:
             state.check()
@@ -182,7 +182,7 @@ class Timer:
         self._check_here()
         return self._home.time() >= self._due
 
-    def _attempt(self, _home: Home | None) -> float | Answer:
+    def _try(self, _home: Home | None) -> float | Answer:
         self._check_here()
         now = self._home.time()
         return self._take(now) if now >= self._due else NOTHING
@@ -257,8 +257,8 @@ class Ticker(Timer):
     def _ready(self, home: Home) -> bool:
         return super()._ready(home) or self._closed
 
-    def _attempt(self, home: Home | None) -> float | Answer:
-        item = super()._attempt(home)
+    def _try(self, home: Home | None) -> float | Answer:
+        item = super()._try(home)
         if self._closed:
             msg = f"{self!r} is closed"
             raise EndOfStream(msg)
@@ -278,7 +278,7 @@ class Ticker(Timer):
 
     def _redeem(self, _outcome: Outcome) -> float | Answer:
         # Only `close` wakes it.
-        return self._attempt(self._home)
+        return self._try(self._home)
 
     def _release(self, _outcome: Outcome) -> bool:
         return True
@@ -357,7 +357,7 @@ RECEIVING = frozenset({Channel, ReceiveChannel})
 def check_cases(cases: Cases) -> None:
     """Raise TypeError unless all arguments are cases or None."""
     for index, case in enumerate(cases):
-        if case is not None and (isinstance(case, type) or not hasattr(case, "_attempt")):
+        if case is not None and (isinstance(case, type) or not hasattr(case, "_try")):
             msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {show(case)}"
             raise TypeError(msg)
 
@@ -378,7 +378,7 @@ def reveal(happened: Happened) -> Case[Any]:
         del happened
 
 
-def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Happened | None:
+def try_cases(cases: Cases, home: Home | None, *, priority: bool) -> Happened | None:
     """Complete one of the cases that are ready, if any: with `priority` the first, else a random one, as in Go."""
     check_cases(cases)
     untried = list(range(len(cases)))
@@ -386,7 +386,7 @@ def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Happened | No
         index = untried.pop(0 if priority else int(random() * len(untried)))
         case = cases[index]
         if case is not None:
-            happened = carry_out(index, case, case._attempt, home)
+            happened = carry_out(index, case, case._try, home)
             if happened is not None:
                 return happened
     return None
@@ -487,7 +487,7 @@ async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # no
                         if state.senders:
                             state.refill()
                         return new_case((index, lucky, item, False))
-            happened = attempt(cases, home, priority=priority)
+            happened = try_cases(cases, home, priority=priority)
             if happened is not None:
                 return reveal(happened)
             # Pass 2: wait for all cases at once.
@@ -535,14 +535,14 @@ def is_ready(case: Selectable[Any], home: Home) -> bool:
     """Return whether a case would complete, or raise an error, without waiting."""
     try:
         return case._ready(home)
-    except Exception:  # noqa: BLE001 -- the attempt raises it
+    except Exception:  # noqa: BLE001 -- `_try` will raise it
         return True
 
 
 def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Happened | None:
     """Withdraw an interrupted select; return a case that had already happened and can't be undone, or None."""
     if isinstance(exc, GeneratorExit) and home.ended():
-        # As in `give_up`.
+        # As in `withdraw`.
         return None
     if not waiter.done():
         waiter.cancel()
@@ -617,7 +617,7 @@ def select_nowait(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:
         Exception: the case that happened is the `Result` of a task that failed; this is its error.
     """
     try:
-        happened = attempt(cases, None, priority=priority)
+        happened = try_cases(cases, None, priority=priority)
         if happened is None:
             raise WouldBlock  # noqa: TRY301 -- handled like all other errors
         return reveal(happened)

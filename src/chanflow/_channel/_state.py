@@ -36,7 +36,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from chanflow._channel._ledger import Ledger
 from chanflow._check import check_count, show
-from chanflow._loop._home import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
+from chanflow._loop._home import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, withdraw
 from chanflow._loop._wait import Outcome, WaitingRoom
 
 __all__ = [
@@ -46,8 +46,8 @@ __all__ = [
     "ChannelState",
     "ChannelStatistics",
     "ClosedEnd",
-    "Deliverer",
-    "Delivery",
+    "EagerWaiter",
+    "HandedItem",
     "Overflow",
 ]
 
@@ -163,7 +163,7 @@ def reach_buffer(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveSt
     return buffer
 
 
-class Delivery:
+class HandedItem:
     """The outcome of a waiter that took its item when it was woken."""
 
     __slots__ = ("item",)
@@ -172,7 +172,7 @@ class Delivery:
         self.item: Any = item
 
 
-class Deliverer:
+class EagerWaiter:
     """A waiter whose item is taken when it is woken, not when its task runs.
 
     On trio, tasks that are woken in one tick run in random order, and would take each other's items. But there, a task
@@ -187,7 +187,7 @@ class Deliverer:
         self.done = waiter.done
 
     def set_result(self, outcome: Outcome) -> None:
-        self._waiter.set_result(Delivery(self._state.redeem_at_once()) if outcome is None else outcome)
+        self._waiter.set_result(HandedItem(self._state.redeem_at_once()) if outcome is None else outcome)
 
 
 class Bridge(Protocol):
@@ -368,7 +368,7 @@ class ChannelState(Generic[T]):
 
     def place(self, waiter: Waiter) -> Waiter:
         """Return the waiter to put into the waiting room for a receiver."""
-        return Deliverer(self, waiter) if self.home.shuffles else waiter
+        return EagerWaiter(self, waiter) if self.home.shuffles else waiter
 
     # Sending
 
@@ -458,7 +458,7 @@ class ChannelState(Generic[T]):
 
     def leave_senders(self, waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
         """Withdraw an interrupted sender; return whether its item had already been taken."""
-        taken = give_up(waiter, home, exc)
+        taken = withdraw(waiter, home, exc)
         if not taken:
             self.senders.leave()
         return taken
@@ -524,9 +524,9 @@ class ChannelState(Generic[T]):
         self.reserved += len(items)
         self.release(len(items))
 
-    def redeem_outcome(self, outcome: Outcome | Delivery) -> T:
+    def redeem_outcome(self, outcome: Outcome | HandedItem) -> T:
         """Return the item for which a receiver was woken, or raise the error it was woken with."""
-        if isinstance(outcome, Delivery):
+        if isinstance(outcome, HandedItem):
             return cast("T", outcome.item)
         if outcome is not None:
             raise self.error(outcome)
@@ -546,7 +546,7 @@ class ChannelState(Generic[T]):
             self.receivers.dismiss(EndOfStream)
 
     def redeem_at_once(self) -> T:
-        """Take the item for a receiver that is being woken, on behalf of its `Deliverer` or thread."""
+        """Take the item for a receiver that is being woken, on behalf of its `EagerWaiter` or thread."""
         if self.passing:
             return self.redeem()
         self.reserved -= 1
@@ -567,7 +567,7 @@ class ChannelState(Generic[T]):
 
     def leave_receivers(self, waiter: TaskWaiter, home: Home, exc: BaseException) -> None:
         """Withdraw an interrupted receiver; if it had been woken for an item, pass that on to the next receiver."""
-        if give_up(waiter, home, exc):
+        if withdraw(waiter, home, exc):
             self.release()
         else:
             self.receivers.leave()

@@ -112,7 +112,7 @@ class ThreadChannel(Generic[T]):
         # One lock for both, since this object's state changes together with the ledger.
         self._lock = self._ledger.lock
         # The number of abandoned requests with an entry in a waiting room.
-        self._given_up = 0
+        self._abandoned = 0
         self._sending: deque[Request] = deque()
         self._receiving: deque[Request] = deque()
         self._scheduled = False
@@ -283,7 +283,7 @@ class ThreadChannel(Generic[T]):
                 elif now < until:
                     continue
                 elif request.looked or now >= patience:
-                    self._give_up(request)
+                    self._abandon(request)
                 else:
                     # The event loop has not looked yet. It will finish the request when it has.
                     until = patience
@@ -291,7 +291,7 @@ class ThreadChannel(Generic[T]):
             with self._lock:
                 if receiving and request.outcome is None:
                     self._ledger.give_back(request.item)
-            self._give_up(request)
+            self._abandon(request)
             raise
         if request.outcome is TimeoutError:
             msg = f"nothing to receive from {self._state} within {timeout} s"
@@ -301,10 +301,10 @@ class ThreadChannel(Generic[T]):
         if request.outcome is not None:
             raise self._state.error(request.outcome)
 
-    def _give_up(self, request: Request) -> None:
+    def _abandon(self, request: Request) -> None:
         """Abandon a request, and schedule the removal of its entry in a waiting room."""
         with self._lock:
-            self._given_up += not request.done()
+            self._abandoned += not request.done()
             request.finish(TimeoutError)
             wake = not self._ended and self._schedule()
         if wake:
@@ -325,9 +325,9 @@ class ThreadChannel(Generic[T]):
             if self._ended:
                 return
             self._ledger.recall_room()
-            for _ in range(self._given_up):
+            for _ in range(self._abandoned):
                 self._state.receivers.leave()
-            self._given_up = 0
+            self._abandoned = 0
             self._serve_senders()
             if self._closing:
                 self._state.close()

@@ -38,9 +38,9 @@ __all__ = [
     "TaskWaiter",
     "Waiter",
     "current_home",
-    "give_up",
     "running_home",
     "set_checkpoint_interval",
+    "withdraw",
 ]
 
 DEFAULT_INTERVAL = 128
@@ -361,7 +361,7 @@ def cancel_again(task: asyncio.Task[Any], requests: int, args: tuple[object, ...
         task.cancel(*args)
 
 
-def give_up(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
+def withdraw(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
     """Withdraw a waiter whose task was interrupted, so that it can't be woken any more.
 
     Returns True if it had already been woken with None: then the caller has to pass on what it was woken for.

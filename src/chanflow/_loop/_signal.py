@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from chanflow._loop._home import TIMED_OUT, Home, Waiter, give_up
+from chanflow._loop._home import TIMED_OUT, Home, Waiter, withdraw
 from chanflow._loop._wait import WaitingRoom
 
 __all__ = ["Signal"]
@@ -53,7 +53,7 @@ class Signal:
             if await home.wait(waiter, deadline) is TIMED_OUT:
                 self._waiters.leave()
         except BaseException as exc:
-            if give_up(waiter, home, exc):
+            if withdraw(waiter, home, exc):
                 self.send()
             else:
                 self._waiters.leave()

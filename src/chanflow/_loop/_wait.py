@@ -32,13 +32,13 @@ class WaitingRoom(deque[Entry]):
         # A waiter that was skipped in the meantime is counted too, so the room may be swept earlier than needed.
         self._left += 1
         if self._left * 2 > len(self):
-            self._keep([entry for entry in self if not entry[0].done()])
+            self._replace([entry for entry in self if not entry[0].done()])
 
     def forget(self, which: Callable[[Entry], bool]) -> None:
         """Remove the matching entries without waking their waiters."""
-        self._keep([entry for entry in self if not which(entry)])
+        self._replace([entry for entry in self if not which(entry)])
 
-    def _keep(self, entries: list[Entry]) -> None:
+    def _replace(self, entries: list[Entry]) -> None:
         self.clear()
         self.extend(entries)
         self._left = 0
@@ -68,7 +68,7 @@ class WaitingRoom(deque[Entry]):
     def dismiss(self, outcome: Outcome, which: Callable[[Entry], bool] | None = None) -> None:
         """Remove all entries, or those that match, and wake their waiters with an outcome."""
         dismissed = [entry for entry in self if which is None or which(entry)]
-        self._keep([] if which is None else [entry for entry in self if not which(entry)])
+        self._replace([] if which is None else [entry for entry in self if not which(entry)])
         for entry in dismissed:
             if not entry[0].done():
                 entry[0].set_result(outcome)

@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 from chanflow._channel._ends import Channel
 from chanflow._channel._state import NOTHING, Answer
 from chanflow._check import check_count, name_of, show
-from chanflow._loop._home import Home, Waiter, current_home, give_up
+from chanflow._loop._home import Home, Waiter, current_home, withdraw
 from chanflow._loop._wait import Outcome, WaitingRoom
 from chanflow._work._call import failure_of, traceback_of
 
@@ -170,7 +170,7 @@ class Result(Generic[T_co]):
             try:
                 yield from waiter.__await__()
             except BaseException as exc:
-                give_up(waiter, home, exc)
+                withdraw(waiter, home, exc)
                 waiting.leave()
                 raise
         if self._failure is None:
@@ -290,8 +290,8 @@ class Result(Generic[T_co]):
     def _ready(self, home: Home) -> bool:
         return self._as_channel()._ready(home)
 
-    def _attempt(self, home: Home | None) -> T_co | Answer:
-        item: Any = self._as_channel()._attempt(home)
+    def _try(self, home: Home | None) -> T_co | Answer:
+        item: Any = self._as_channel()._try(home)
         return item if item is NOTHING else self._received()
 
     def _join(self, waiter: Waiter, home: Home) -> None:

@@ -24,7 +24,7 @@ from anyio.abc import TaskGroup
 
 from chanflow._channel._ends import Channel, SendChannel
 from chanflow._check import check_count, check_seconds, name_of, show
-from chanflow._loop._home import Home, current_home, give_up, running_home
+from chanflow._loop._home import Home, current_home, running_home, withdraw
 from chanflow._loop._wait import WaitingRoom
 from chanflow._work._call import Attempt, check_handler, enter, failure_of_handler, follow, is_async
 from chanflow._work._group import NEVER_BEGAN, PENDING, Failure, Result
@@ -628,7 +628,7 @@ class WorkerGroup(Generic[Job, R]):
         try:
             await waiter
         except BaseException as exc:
-            if give_up(waiter, self._home, exc):
+            if withdraw(waiter, self._home, exc):
                 self._give_turn()  # pragma: no cover -- only if asyncio itself cancels the worker, in that tick
             self._turns.leave()
             raise
@@ -693,7 +693,7 @@ class WorkerGroup(Generic[Job, R]):
         if again and not self._ends(result):
             await self._attempt_later(result)
         else:
-            await self._give_up(result, failure)
+            await self._bury(result, failure)
         return True
 
     async def _attempt_later(self, result: JobResult[R]) -> None:
@@ -709,7 +709,7 @@ class WorkerGroup(Generic[Job, R]):
             # As many jobs as the buffer holds are already delayed, so this one keeps its worker.
             await anyio.sleep(wait)
 
-    async def _give_up(self, result: JobResult[R], error: Exception) -> None:
+    async def _bury(self, result: JobResult[R], error: Exception) -> None:
         """Send a job to the dead letters, and fail its result."""
         sent = False
         if self._dead_letters is not None and (not result.done or result._failure_is(error)):

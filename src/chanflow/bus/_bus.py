@@ -12,7 +12,7 @@ from attrs import frozen
 from chanflow._check import check_count, check_seconds, show
 from chanflow._work._call import Attempt, check_handler
 from chanflow._work._retry import Retry
-from chanflow.bus._consume import Handler, consume
+from chanflow.bus._consume import MessageHandler, consume
 from chanflow.bus._subscription import Subscription
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Membership
 
@@ -186,7 +186,7 @@ class Bus:
     async def consume(
         self,
         topic: str,
-        handler: Handler,
+        handler: MessageHandler,
         *,
         group: str,
         workers: int = 10,

@@ -15,18 +15,18 @@ from chanflow._work._call import Attempt
 from chanflow._work._retry import Retry, judge
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
 
-__all__ = ["Handler", "consume"]
+__all__ = ["MessageHandler", "consume"]
 
 logger = logging.getLogger("chanflow.bus")
 
-Handler: TypeAlias = Callable[[Message], Awaitable[object]] | Callable[[Message], object]
+MessageHandler: TypeAlias = Callable[[Message], Awaitable[object]] | Callable[[Message], object]
 
 
 async def consume(subscription: Subscription, attempt: Attempt, retry: Retry) -> None:
     """Call the handler for each message until the subscription ends, and wait for all calls."""
     failed: StorageError | None = None
-    async with subscription, create_task_group() as keeping:
-        keeping.start_soon(subscription._keep)
+    async with subscription, create_task_group() as renewing:
+        renewing.start_soon(subscription._renew_leases)
         async with create_task_group() as handlers:
             try:
                 async for message in subscription:
@@ -34,7 +34,7 @@ async def consume(subscription: Subscription, attempt: Attempt, retry: Retry) ->
             except StorageError as error:
                 # Raised below, since the task groups would wrap it.
                 failed = error
-        keeping.cancel_scope.cancel()
+        renewing.cancel_scope.cancel()
     if failed is not None:
         raise failed
 

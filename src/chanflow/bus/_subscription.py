@@ -333,7 +333,7 @@ class Subscription:
             del self._held[message]
             await self._member.nack(message._delivery, 0.0)
 
-    async def _keep(self) -> None:
+    async def _renew_leases(self) -> None:
         """Renew the leases of all held messages regularly, until cancelled."""
         while True:
             await sleep(self.ack_deadline / 3)

@@ -173,9 +173,9 @@ class Topic:
         """Settle a message for one group."""
         group.settle(number)
         self.room.send()
-        self.give_up(number)
+        self.discard_unneeded(number)
 
-    def give_up(self, number: int) -> None:
+    def discard_unneeded(self, number: int) -> None:
         """Delete a message after the retention if no group needs it any more."""
         if not self.needs(number):
             if self._retention:
@@ -274,7 +274,7 @@ class MemoryBackend(Backend):
                 if membership.from_start and stored.group is None:
                     group.add(stored)
                 else:
-                    topic.give_up(number)
+                    topic.discard_unneeded(number)
         return MemoryMember(self, topic, group, membership)
 
     async def browse(self, topic: str, limit: int) -> list[Delivery]:

@@ -88,7 +88,7 @@ class SqliteBackend(Backend):
     async def aclose(self) -> None:
         await self._database.aclose()
 
-    def tell(self, topic: str) -> None:
+    def notify(self, topic: str) -> None:
         """Wake the tasks in this process that wait for a change in a topic."""
         for listener in self._listeners.get(topic, ()):
             listener.send()
@@ -118,7 +118,7 @@ class SqliteBackend(Backend):
                     number = await self._database.run(publish)
             finally:
                 self.leave(content.topic, room)
-        self.tell(content.topic)
+        self.notify(content.topic)
         return str(number)
 
     def _is_full(self, connection: Connection, topic: str) -> bool:
@@ -170,7 +170,7 @@ class SqliteBackend(Backend):
 
         topics = await self._database.run(replay)
         for each in {topic, *topics}:
-            self.tell(each)
+            self.notify(each)
         return len(topics)
 
     def settle(self, connection: Connection, group: int, number: int) -> None:
@@ -339,13 +339,13 @@ class SqliteMember(Member):
             return held
 
         held = await self._change(bury)
-        self._backend.tell(dead.topic)
+        self._backend.notify(dead.topic)
         return held
 
     async def _change(self, operation: Any) -> bool:
         """Run an operation on the file, and wake the tasks that it may allow to continue."""
         held: bool = await self._database.run(operation)
-        self._backend.tell(self._topic)
+        self._backend.notify(self._topic)
         return held
 
     def _arguments(self, delivery: Delivery) -> list[Any]:
