@@ -452,8 +452,8 @@ async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # no
             given.
 
     Returns:
-        The case that happened, with its index, channel and item. Comparing the index, as in `if case.index == 0:`,
-        narrows the type of the item; see :class:`Case`.
+        The case that happened, with its index, channel and item. Type checkers narrow the type of the item when the
+        index is compared, as in `if case.index == 0:`; see :class:`Case`.
 
     Raises:
         ClosedResourceError: the case that happened is a `Send` to a closed channel, or an end that was closed.
