@@ -13,8 +13,9 @@ import pytest
 import trio.testing
 from hypothesis import settings
 
-from chanflow import _park, _state
-from chanflow._channel import Channel
+from chanflow._channel import _state
+from chanflow._channel._ends import Channel
+from chanflow._loop import _home as _park
 from tests.virtual_time import VirtualTimeLoop
 
 # The same examples each time, so that a failure is everybody's; `--hypothesis-profile=explore` looks for new ones.

@@ -27,7 +27,7 @@ from anyio import (
 from chanflow import Retry
 from chanflow._check import show
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
-from chanflow.bus.memory import MemoryBackend, MemoryMember
+from chanflow.bus.backends.memory import MemoryBackend, MemoryMember
 from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio
@@ -703,3 +703,23 @@ async def test_whoever_never_waits_lets_others_run(operation: str) -> None:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
         assert 0 < taken < 5000
+
+
+async def test_what_a_bus_and_a_subscription_look_like() -> None:
+    """They say where they stand; a subscription that was not entered says what is missing."""
+    bus = connect("memory://")
+    assert repr(bus) == "<Bus on MemoryBackend: not open>"
+    async with bus:
+        await bus.publish("topic", b"")
+        subscription = bus.subscribe("topic", group="group", from_start=True)
+        assert repr(subscription) == "<Subscription of group 'group' to 'topic': not entered>"
+        message = "the subscription was not entered; iterate inside of `async with bus.subscribe(...) as messages:`"
+        with pytest.raises(RuntimeError, match=whole(message)):
+            async for _ in subscription:
+                pass
+        async with subscription as messages:
+            assert repr(bus) == "<Bus on MemoryBackend: 1 subscription(s)>"
+            async for _ in messages:
+                assert repr(messages) == "<Subscription of group 'group' to 'topic': 1 held>"
+                break
+        assert repr(messages) == "<Subscription of group 'group' to 'topic': ended>"

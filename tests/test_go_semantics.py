@@ -24,7 +24,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBl
 from anyio.abc import TaskGroup
 
 from chanflow import Case, Channel, ReceiveChannel, Send, SendChannel, after, select, select_nowait
-from chanflow import _select as select_module
+from chanflow._channel import _select as select_module
 from tests.conftest import at_rest
 
 pytestmark = pytest.mark.anyio

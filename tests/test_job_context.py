@@ -233,7 +233,7 @@ def test_a_thread_may_not_shut_its_own_group_down(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_task_that_serves_a_thread_is_told_from_others(backend: str) -> None:
     """Only for it a thread is known to wait, and for that the task that called it."""
-    from chanflow._park import current_home  # noqa: PLC0415 -- next to what it is about
+    from chanflow._loop._home import current_home  # noqa: PLC0415 -- next to what it is about
 
     async def ask(task_id: int) -> bool:
         home = current_home()

@@ -19,8 +19,8 @@ import pytest
 from anyio import CapacityLimiter, EndOfStream, Event, wait_all_tasks_blocked
 
 from chanflow import Channel, DeadLetter, ResultCancelledError, Retry, WorkerGroup
-from chanflow._attempt import is_async
-from chanflow._offload import run_in_thread
+from chanflow._work._call import is_async
+from chanflow._work._offload import run_in_thread
 from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio

@@ -16,7 +16,7 @@ import trio
 from anyio import wait_all_tasks_blocked
 
 from chanflow import Channel, Group, WorkerGroup, after, select, set_checkpoint_interval
-from chanflow._park import NOWHERE, current_home, reach_run
+from chanflow._loop._home import NOWHERE, current_home, reach_run
 from tests.conftest import at_rest
 
 pytestmark = pytest.mark.anyio

@@ -33,7 +33,7 @@ from chanflow import (
     set_checkpoint_interval,
     ticker,
 )
-from chanflow import _select as select_module
+from chanflow._channel import _select as select_module
 from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio
@@ -843,7 +843,7 @@ async def test_attribute_error_inside_of_a_case_is_not_hidden() -> None:
     """An AttributeError from within a case is not taken for a wrong argument."""
 
     class Faulty:
-        def _attempt(self, _home: Any) -> bool:
+        def _try(self, _home: Any) -> bool:
             msg = "from within"
             raise AttributeError(msg)
 

@@ -15,8 +15,9 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
 
-from chanflow import _storage
-from chanflow._storage import Connection, Database, StorageError
+from chanflow import _sqlite as _storage
+from chanflow._errors import StorageError
+from chanflow._sqlite import Connection, Database
 from tests.conftest import whole
 
 pytestmark = pytest.mark.anyio

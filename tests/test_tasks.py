@@ -35,7 +35,7 @@ from msgspec.structs import replace
 
 from chanflow import Retry, set_checkpoint_interval
 from chanflow.bus import StorageError, connect
-from chanflow.bus.memory import MemoryBackend
+from chanflow.bus.backends.memory import MemoryBackend
 from chanflow.tasks import (
     ArgumentError,
     IdempotencyError,

@@ -23,10 +23,11 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock, to_thread
 from anyio.lowlevel import checkpoint
 
-from chanflow import Channel, Send, ThreadChannel, _ledger, _threads, select, select_nowait
-from chanflow._park import current_home
-from chanflow._state import ChannelState
-from chanflow._threads import Parked, Request
+from chanflow import Channel, Send, ThreadChannel, select, select_nowait
+from chanflow._channel import _ledger, _threads
+from chanflow._channel._state import ChannelState
+from chanflow._channel._threads import Parked, Request
+from chanflow._loop._home import current_home
 from tests.conftest import at_rest, whole
 
 pytestmark = pytest.mark.anyio
@@ -1633,7 +1634,7 @@ async def test_a_channel_that_is_kept_while_its_thread_side_is_dropped() -> None
 
 async def test_a_thread_that_waits_for_long_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking whether the loop has ended is not the end of the wait."""
-    monkeypatch.setattr("chanflow._threads.POLL", 0.001)
+    monkeypatch.setattr("chanflow._channel._threads.POLL", 0.001)
     channel = Channel[int]()
     original = Request.wait
     looks: list[bool] = []

@@ -2283,3 +2283,22 @@ async def test_results_do_not_keep_their_jobs() -> None:
         await wait_all_tasks_blocked()
         assert gone() is None
     assert at_rest(group)
+
+
+class Double:
+    async def __call__(self, number: int) -> int:
+        return 2 * number
+
+
+async def test_what_a_map_looks_like() -> None:
+    """It says where it stands, and in a plain `for` what is missing."""
+    async with WorkerGroup[int, int](Double(), workers=1, buffer=1) as group:
+        results = group.map(range(5))
+        assert repr(results) == "<MapIterator of Double: not started>"
+        message = "a map's results come as they are ready: use `async for`, not `for`"
+        with pytest.raises(TypeError, match=whole(message)):
+            iter(results)
+        assert await anext(results) == 0
+        assert repr(results) == "<MapIterator of Double: 1 unfinished>"
+        await results.aclose()
+        assert repr(results) == "<MapIterator of Double: stopped>"

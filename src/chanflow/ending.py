@@ -12,7 +12,7 @@ from types import FrameType
 
 from attrs import define, field
 
-from chanflow._park import Home, running_home
+from chanflow._loop._home import Home, running_home
 
 __all__ = ["Ending"]
 

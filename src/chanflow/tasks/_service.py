@@ -17,9 +17,9 @@ from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from chanflow._check import check_count, check_seconds, show
-from chanflow._park import Home, running_home
-from chanflow._retry import Retry
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._home import Home, running_home
+from chanflow._work._retry import Retry
 from chanflow.bus import Bus, connect
 from chanflow.tasks._bus_dispatch import BusDispatch
 from chanflow.tasks._dispatch import Dispatch, StoreDispatch

@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks._handler import ArgumentError, Handler
 from chanflow.tasks._schema import describe as schema_of

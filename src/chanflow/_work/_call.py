@@ -1,4 +1,4 @@
-"""Call a handler once: in a context, on the event loop or in a thread, and within a timeout; and judge how it ended."""
+"""Call a handler once, in the event loop or in a thread, in a context and within a timeout; and judge how it ended."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from typing import Any, TypeVar, cast
 from anyio import CapacityLimiter, get_cancelled_exc_class, move_on_after
 
 from chanflow._check import show, show_error
-from chanflow._offload import run_in_thread
-from chanflow._park import Home, running_home
+from chanflow._loop._home import Home, running_home
+from chanflow._work._offload import run_in_thread
 
 __all__ = [
     "Attempt",
@@ -38,26 +38,26 @@ T = TypeVar("T")
 
 
 def is_kind(function: Callable[..., Any], *tests: Callable[[object], bool]) -> bool:
-    """Tell whether a callable is of one of these kinds of functions, looking into partials and callable objects."""
+    """Return whether one of the tests is true of a callable, looking through partials and callable objects."""
     while isinstance(function, partial):
         function = function.func
-    call = getattr(function, "__call__", None)  # noqa: B004 -- its kind is asked, not whether it's callable
+    call = getattr(function, "__call__", None)  # noqa: B004 -- to test its kind, not whether it's callable
     return any(test(function) or test(call) for test in tests)
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Tell whether calling this gives something to await."""
+    """Return whether calling this function returns a coroutine."""
     return is_kind(function, iscoroutinefunction)
 
 
 def makes_coroutine(function: object) -> bool:
-    """Tell whether a function was written with `async def`, and is not only marked as if it were."""
+    """Return whether a function was defined with `async def`, and not merely marked as a coroutine function."""
     code = getattr(function, "__code__", None)
     return isinstance(code, CodeType) and bool(code.co_flags & CO_COROUTINE)
 
 
 def check_handler(argument: str, handler: object) -> None:
-    """Refuse what can't be a handler."""
+    """Raise an error that names the argument unless the handler is a callable other than a generator function."""
     if not callable(handler):
         msg = f"{argument} must be callable, got {show(handler)}"
         raise TypeError(msg)
@@ -67,10 +67,10 @@ def check_handler(argument: str, handler: object) -> None:
 
 
 def failure_of(error: BaseException, home: Home) -> BaseException | None:
-    """Give the error that a task failed with, for its result; None if it was cancelled.
+    """Return the error that a task failed with, for its result; None if it was cancelled.
 
-    A cancellation that nobody asked for is a failure: awaiting a future that somebody has cancelled raises one. So are
-    StopIteration and StopAsyncIteration, which would end an iteration over results without a word (see PEP 479).
+    A cancellation that was not requested is a failure: for example, awaiting a cancelled future raises one. So are
+    StopIteration and StopAsyncIteration, which would silently end an iteration over results (see PEP 479).
     """
     if isinstance(error, GeneratorExit):
         # The event loop may have ended.
@@ -93,9 +93,10 @@ def failure_of(error: BaseException, home: Home) -> BaseException | None:
 
 
 def failure_of_handler(error: BaseException, home: Home) -> Exception | None:
-    """Give the error that a job failed with, for its result; None if its handler was interrupted.
+    """Return the error that a job failed with, for its result; None if its handler was interrupted.
 
-    Whatever a handler raises is its job's failure, SystemExit too, but for what ends the program or the coroutine.
+    Whatever a handler raises is a failure of its job, including SystemExit. Only KeyboardInterrupt, which ends the
+    program, and GeneratorExit, which ends the coroutine, are not.
     """
     failure = failure_of(error, home)
     if failure is None or isinstance(failure, Exception):
@@ -106,15 +107,15 @@ def failure_of_handler(error: BaseException, home: Home) -> Exception | None:
     return substitute(f"the task raised {show_error(failure)}", failure)
 
 
-# Not by way of the class, which may be frozen or have such an attribute of its own.
+# Bypasses the error's own class, which may be frozen or define such an attribute itself.
 traceback_of: Callable[[BaseException], TracebackType | None] = BaseException.__dict__["__traceback__"].__get__
 
 
 def leave_frames(error: BaseException) -> None:
-    """Take the library's own frames off the head of an error's traceback.
+    """Remove the library's own frames from the head of an error's traceback.
 
-    They say nothing to a reader, and would make a cycle of the error and the result that keeps it. The innermost one
-    stays in any case.
+    They are of no use to a reader, and would create a reference cycle between the error and the result that has it.
+    The innermost frame always stays.
     """
     traceback = traceback_of(error)
     while (
@@ -127,20 +128,20 @@ def leave_frames(error: BaseException) -> None:
 
 
 def substitute(message: str, cause: BaseException) -> RuntimeError:
-    """Make the error that stands for one which a result must not raise as it is."""
+    """Return the error to raise in place of one that a result must not raise, with that as its cause."""
     error = RuntimeError(message)
     error.__cause__ = cause
     return error
 
 
 class Attempt:
-    """A handler, with how it is called.
+    """A handler together with its limiter and timeout; each call is one attempt.
 
     Args:
-        handler: any function that `check_handler` lets pass.
-        limiter: bounds the threads.
-        timeout: seconds that a call may take, greater than 0; None for no bound. A thread can't be stopped, and is
-            waited for.
+        handler: any function that `check_handler` accepts.
+        limiter: limits the number of threads.
+        timeout: seconds that a call may take, greater than 0; None for no time limit. A thread can't be stopped, so the
+            call waits until it has finished.
     """
 
     def __init__(self, handler: Callable[..., Any], limiter: CapacityLimiter, timeout: float | None) -> None:
@@ -148,24 +149,24 @@ class Attempt:
         self._limiter = limiter
         self._timeout = timeout
         self._is_async = is_async(handler)
-        # Whether a call makes a coroutine and does nothing else.
+        # Whether a call only creates a coroutine.
         self._is_simple = timeout is None and is_kind(handler, makes_coroutine)
 
     async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        """Call it with these arguments, in a copy of the current context, and give what it returned.
+        """Call the handler with these arguments, in a copy of the current context, and return its value.
 
         Raises:
-            TimeoutError: it took longer than the timeout.
-            TypeError: a plain function gave something to await or to iterate.
-            RuntimeError: the handler was cancelled, though nobody had cancelled the caller; or it raised
-                what is no Exception, such as SystemExit.
-            Exception: what the handler raised.
+            TimeoutError: the call took longer than the timeout.
+            TypeError: a sync handler returned an awaitable or a generator.
+            RuntimeError: the handler was cancelled although the caller was not, or it raised
+                a BaseException that is no Exception, such as SystemExit.
+            Exception: the handler raised it.
         """
         try:
             if self._is_simple:
                 return await follow(self._handler(*args, **kwargs))
             return await follow(self.run(partial(self._handler, *args, **kwargs)))
-        except BaseException as error:  # noqa: BLE001 -- what is no failure goes on
+        except BaseException as error:  # noqa: BLE001 -- reraised unless it is a failure
             failure = failure_of_handler(error, running_home())
             try:
                 if failure is None or failure is error:
@@ -176,25 +177,25 @@ class Attempt:
                 del failure
 
     async def run(self, call: Callable[[], Any], expired: Callable[[TimeoutError], object] | None = None) -> Any:
-        """Call the handler with its arguments, and give what it returned or raise what it raised.
+        """Call the handler, and return its value or raise its error unchanged.
 
         Args:
-            call: the handler, with its arguments.
-            expired: called with the error as soon as the time of a plain function is over.
+            call: the handler bound to its arguments.
+            expired: called with the TimeoutError as soon as a sync handler has exceeded the timeout.
         """
         if self._is_async:
             if self._timeout is None:
                 return await call()
             with move_on_after(self._timeout) as scope:
                 return await call()
-            # Reached only when the scope was left by its own deadline.
+            # Reached only if the scope's own deadline cancelled it.
             assert scope.cancelled_caught
             msg = f"the handler took longer than {self._timeout} s"
             raise TimeoutError(msg)
         value = await run_in_thread(call, self._limiter, timeout=self._timeout, expired=expired)
         if isawaitable(value) or isasyncgen(value) or isgenerator(value):
             if isinstance(value, CoroutineType):
-                # Nobody is going to await it, and it would warn.
+                # It will never be awaited, and would warn about that.
                 value.close()
             msg = f"the handler returned {show(value)}, which nobody awaits; make it an async function"
             raise TypeError(msg)
@@ -203,13 +204,13 @@ class Attempt:
 
 @coroutine
 def enter(context: Context) -> Generator[Context, None, None]:
-    """Go on in another context; only where `follow` drives the current coroutine."""
+    """Continue in another context. This works only in a coroutine that `follow` runs."""
     yield context
 
 
 @coroutine
 def follow(steps: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-    """Await a coroutine in a copy of the current context, and then in those that it enters.
+    """Await a coroutine in a copy of the current context, switching to each context that it passes to `enter`.
 
     A task can't change its context, and a task for each job would take several times as long.
     """
@@ -228,7 +229,7 @@ def follow(steps: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
             except GeneratorExit:
                 run(steps.close)
                 raise
-            except BaseException as error:  # noqa: BLE001 -- it is passed on
+            except BaseException as error:  # noqa: BLE001 -- thrown into the coroutine
                 step, argument = steps.throw, error
     except StopIteration as end:
         return cast("T", end.value)

@@ -12,11 +12,11 @@ from typing import Any, Generic, Literal, NamedTuple, Never, Protocol, Self, Typ
 
 from anyio import EndOfStream, WouldBlock
 
-from chanflow._channel import Channel, ReceiveChannel, SendChannel
+from chanflow._channel._ends import Channel, ReceiveChannel, SendChannel
+from chanflow._channel._state import NOTHING, SENT, Answer, ChannelState
 from chanflow._check import check_number, show
-from chanflow._park import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current_home, recent
-from chanflow._room import Outcome, WaitingRoom
-from chanflow._state import NOTHING, SENT, Answer, ChannelState
+from chanflow._loop._home import NOWHERE, TIMED_OUT, Home, TaskWaiter, Waiter, current_home, recent
+from chanflow._loop._wait import Outcome, WaitingRoom
 
 if sys.version_info >= (3, 13):  # pragma: no cover -- one of the two, by the Python that measures
     from typing import TypeVar
@@ -30,7 +30,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 I_co = TypeVar("I_co", bound=int, covariant=True, default=int)
-# A case that is None gives nothing.
+# A case that is None never has an item.
 T0 = TypeVar("T0", default=Never)
 T1 = TypeVar("T1", default=Never)
 T2 = TypeVar("T2", default=Never)
@@ -38,35 +38,38 @@ T3 = TypeVar("T3", default=Never)
 T4 = TypeVar("T4", default=Never)
 T5 = TypeVar("T5", default=Never)
 
-# Our own generator, so that a program that seeds `random` stays reproducible. Not for security.
-random: Callable[[], float] = Random().random  # noqa: S311 -- said above
+# Our own generator, so that programs that seed `random` stay reproducible. Not for security.
+random: Callable[[], float] = Random().random  # noqa: S311 -- see above
 
 
 class Selectable(Protocol[T_co]):
-    """What can be a case of `select`: `Channel`, `ReceiveChannel`, `Send`, `Result`, `after`, `ticker`."""
+    """A case of `select`: a `Channel`, `ReceiveChannel`, `Send`, `Result`, `After` or `Ticker`."""
 
     def _ready(self, home: Home, /) -> bool:
-        """Tell whether it can happen now, or fail."""
+        """Return whether the operation would complete, or raise an error, without waiting."""
         ...
 
-    def _attempt(self, home: Home | None, /) -> T_co | Answer:
-        """Make it happen if it can happen now, else give `NOTHING`; the home is the caller's, where it is known."""
+    def _try(self, home: Home | None, /) -> T_co | Answer:
+        """Complete the operation if that is possible without waiting; otherwise return `NOTHING`.
+
+        The home is the caller's, or None if the caller has not looked it up.
+        """
         ...
 
     def _join(self, waiter: Waiter, home: Home, /) -> None:
-        """Enter the waiting room."""
+        """Add the waiter to the waiting room."""
         ...
 
     def _leave(self) -> None:
-        """Leave the waiting room; another case happened."""
+        """Leave the waiting room, because another case happened."""
         ...
 
     def _redeem(self, outcome: Outcome, /) -> T_co | Answer:
-        """Finish the operation that the waiter was woken for."""
+        """Complete the operation for which the waiter was woken."""
         ...
 
     def _release(self, outcome: Outcome, /) -> bool:
-        """Give back what the waiter was woken for; False if it can't be given back."""
+        """Undo the operation for which the waiter was woken; return False if it can't be undone."""
         ...
 
 
@@ -75,24 +78,24 @@ Maybe: TypeAlias = Selectable[T] | None
 
 
 class Case(NamedTuple, Generic[T_co, I_co]):
-    """What happened in a `select`.
+    """The case that happened in a `select`.
 
-    To type checkers, `select` of up to six cases returns a union of `Case[T0, Literal[0]]`, `Case[T1, Literal[1]]`
-    and so on. Comparing the index by `==` tells them the type of the item, and comparing the item with None that there
-    is one: `if case.index == 0 and case.item is not None:`. In annotations, `Case[int]` is a case at any place.
+    For type checkers, `select` with up to six cases returns a union of `Case[T0, Literal[0]]`, `Case[T1, Literal[1]]`
+    and so on. Comparing the index with `==` narrows the type of the item, and comparing the item with None excludes
+    None: `if case.index == 0 and case.item is not None:`. In annotations, `Case[int]` is a case with any index.
     """
 
     index: I_co  # type: ignore[assignment] # pyright: ignore[reportIncompatibleMethodOverride] # not a tuple to search
-    """The place of the case among the arguments, from 0."""
+    """The position of the case among the arguments, from 0."""
     channel: Any
-    """The channel, result or timer of the case; of a `Send`, its channel."""
+    """The channel, result or timer of the case; for a `Send`, its channel."""
     item: T_co | None
-    """What was received; None for a `Send` and when `closed`."""
+    """The item that was received; None for a `Send` or if `closed`."""
     closed: bool
-    """Whether this is a channel that is closed and drained; Go's `v, ok := <-ch` with `ok` false."""
+    """Whether the channel is closed and drained; in Go, `v, ok := <-ch` with `ok` false."""
 
 
-# What the named tuple does in Python, at once.
+# The constructor of the named tuple without its frame in Python.
 new_case: Callable[[tuple[int, Any, Any, bool]], Case[Any]] = partial(tuple.__new__, Case)
 
 
@@ -101,8 +104,8 @@ class Send(Generic[T_contra]):
 
     Args:
         channel: a `Channel` or `SendChannel`. If it is closed or broken when the case is chosen,
-            `select` raises as `send` would.
-        item: any object; handed over by reference, and only if this case happens.
+            `select` raises the same error as `send`.
+        item: any object; passed by reference, and only if this case happens.
 
     Raises:
         TypeError: `channel` can't be sent to.
@@ -126,7 +129,7 @@ class Send(Generic[T_contra]):
             state.check()
         return state.can_put()
 
-    def _attempt(self, home: Home | None) -> Answer | None:
+    def _try(self, home: Home | None) -> Answer | None:
         state = self.channel._open
         if state.home is not home:
             state.check()
@@ -154,7 +157,7 @@ class Send(Generic[T_contra]):
 
 
 class Timer:
-    """What becomes ready when its time comes. A `select` waits until then by itself, so there is no task."""
+    """A case that becomes ready at a certain time. It needs no task: `select` itself waits until then."""
 
     __slots__ = ("_due", "_home")
 
@@ -179,24 +182,24 @@ class Timer:
         self._check_here()
         return self._home.time() >= self._due
 
-    def _attempt(self, _home: Home | None) -> float | Answer:
+    def _try(self, _home: Home | None) -> float | Answer:
         self._check_here()
         now = self._home.time()
         return self._take(now) if now >= self._due else NOTHING
 
     def _take(self, now: float) -> float:
-        """Give the time at which it was due, and set when it is due next."""
+        """Return the time at which it was due, and set the time at which it is due next."""
         raise NotImplementedError
 
     def _leave(self) -> None:
-        """Nothing was joined."""
+        """Do nothing, as there is no waiting room."""
 
     def _join(self, _waiter: Waiter, _home: Home) -> None:
-        """Nobody wakes it: `select` looks at the time."""
+        """Do nothing, as `select` itself waits for the deadline."""
 
 
 class After(Timer):
-    """A case that is ready once, when its time has come; made by `after`."""
+    """A case that becomes ready once, at its time; created by `after`."""
 
     __slots__ = ()
 
@@ -209,7 +212,7 @@ class After(Timer):
         return due
 
     def _redeem(self, _outcome: Outcome) -> float:
-        # Nobody wakes it.
+        # It is never woken.
         raise AssertionError
 
     def _release(self, _outcome: Outcome) -> bool:
@@ -217,10 +220,10 @@ class After(Timer):
 
 
 def after(seconds: float) -> After:
-    """Make a case that becomes ready once, so many seconds from now; no task is started for it.
+    """Create a case that becomes ready once, after a number of seconds. It starts no task.
 
     Args:
-        seconds: at least 0, `math.inf` for never. They count from this call, so that one `after` can
+        seconds: at least 0; `math.inf` for never. The time starts with this call, so one `after` can
             bound a whole loop of selects.
 
     Returns:
@@ -238,7 +241,7 @@ def after(seconds: float) -> After:
 
 
 class Ticker(Timer):
-    """A case that is ready at regular times, and an iterator over them; made by `ticker`."""
+    """A case that becomes ready at regular intervals, and an asynchronous iterator; created by `ticker`."""
 
     __slots__ = ("_closed", "_interval", "_room")
 
@@ -254,8 +257,8 @@ class Ticker(Timer):
     def _ready(self, home: Home) -> bool:
         return super()._ready(home) or self._closed
 
-    def _attempt(self, home: Home | None) -> float | Answer:
-        item = super()._attempt(home)
+    def _try(self, home: Home | None) -> float | Answer:
+        item = super()._try(home)
         if self._closed:
             msg = f"{self!r} is closed"
             raise EndOfStream(msg)
@@ -263,7 +266,7 @@ class Ticker(Timer):
 
     def _take(self, now: float) -> float:
         due = now - math.fmod(now - self._due, self._interval)
-        # An interval may be too short to move the clock.
+        # The interval may be too short for the resolution of the clock.
         self._due = max(due + self._interval, math.nextafter(now, math.inf))
         return due
 
@@ -274,14 +277,14 @@ class Ticker(Timer):
         self._room.leave()
 
     def _redeem(self, _outcome: Outcome) -> float | Answer:
-        # It is woken only by `close`.
-        return self._attempt(self._home)
+        # Only `close` wakes it.
+        return self._try(self._home)
 
     def _release(self, _outcome: Outcome) -> bool:
         return True
 
     def close(self) -> None:
-        """Stop the ticker: iteration ends, and as a case it is ready with `closed`.
+        """Stop the ticker. Iteration ends, and as a case it is ready with `closed=True`.
 
         Raises:
             RuntimeError: called in another event loop or thread.
@@ -310,16 +313,16 @@ class Ticker(Timer):
 
 
 def ticker(interval: float) -> Ticker:
-    """Make a ticker: a context manager that is a case for `select` and an asynchronous iterator.
+    """Create a ticker: a case for `select`, an asynchronous iterator and a context manager that closes it.
 
-    The first tick comes one interval from now. A tick that nobody takes before the next is dropped, so a slow reader
-    gets the latest one and is never flooded. No task is started for it.
+    The first tick is due one interval from now. A tick that is not received before the next one is dropped, so a slow
+    receiver gets only the latest. A ticker starts no task.
 
     Args:
-        interval: seconds from tick to tick, greater than 0 and finite.
+        interval: seconds between ticks, greater than 0 and finite.
 
     Returns:
-        The ticker. Its item is the time on the event loop's clock at which the tick was due.
+        The ticker. Its items are the times on the event loop's clock at which the ticks were due.
 
     Raises:
         ValueError: `interval` is not greater than 0 or not finite.
@@ -333,7 +336,7 @@ def ticker(interval: float) -> Ticker:
 
 
 class Ticket:
-    """One select's place in one waiting room: all its tickets stand for the same parked task."""
+    """The waiter of one case of a select; all tickets of a select wake the same parked task."""
 
     __slots__ = ("_index", "_waiter", "done")
 
@@ -352,45 +355,45 @@ RECEIVING = frozenset({Channel, ReceiveChannel})
 
 
 def check_cases(cases: Cases) -> None:
-    """Refuse what is no case."""
+    """Raise TypeError unless all arguments are cases or None."""
     for index, case in enumerate(cases):
-        if case is not None and (isinstance(case, type) or not hasattr(case, "_attempt")):
+        if case is not None and (isinstance(case, type) or not hasattr(case, "_try")):
             msg = f"case {index} must be a Channel, ReceiveChannel, Send, Result, timer or None, got {show(case)}"
             raise TypeError(msg)
 
 
 Happened: TypeAlias = "Case[Any] | Answer"
-"""What happened in a select, or an answer with the error of a result."""
+"""The case that happened in a select, or an answer with the error of a `Result`."""
 
 
 def reveal(happened: Happened) -> Case[Any]:
-    """Give what happened, or raise the error of a result."""
+    """Return the case that happened, or raise the error of a `Result`."""
     if type(happened) is not Answer:
         return cast("Case[Any]", happened)
     assert happened.error is not None
     try:
         raise happened.error
     finally:
-        # As said in `select`.
+        # See `select`: an error must not refer to itself through its traceback.
         del happened
 
 
-def attempt(cases: Cases, home: Home | None, *, priority: bool) -> Happened | None:
-    """Let one of the cases happen if any can: the first in the order given, or in a random order, as in Go."""
+def try_cases(cases: Cases, home: Home | None, *, priority: bool) -> Happened | None:
+    """Complete one of the cases that are ready, if any: with `priority` the first, else a random one, as in Go."""
     check_cases(cases)
     untried = list(range(len(cases)))
     while untried:
         index = untried.pop(0 if priority else int(random() * len(untried)))
         case = cases[index]
         if case is not None:
-            happened = carry_out(index, case, case._attempt, home)
+            happened = carry_out(index, case, case._try, home)
             if happened is not None:
                 return happened
     return None
 
 
 def carry_out(index: int, case: Any, operation: Callable[[Any], Any], argument: object) -> Happened | None:
-    """Attempt a case, or finish it, and tell what happened."""
+    """Call the given operation of a case, and return what happened; None if the case is not ready."""
     try:
         item = operation(argument)
     except EndOfStream:
@@ -435,35 +438,35 @@ async def select(
 ): ...
 @overload
 async def select(*cases: Maybe[T0], priority: bool = ...) -> Case[T0]: ...
-async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # noqa: C901 -- a short cut
-    """Wait until one of several cases can happen, and let exactly that one happen.
+async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # noqa: C901 -- because of the fast path
+    """Wait until at least one of several cases is ready, and let exactly one of them happen.
 
-    A channel or its receiving end is a case of receiving, `Send` one of sending; a `Result`, `after` and a `ticker` are
-    cases too. A closed and drained channel is always ready, with `closed=True`. Losing cases leave
-    nothing behind. A case that is None is never ready, like Go's nil channel; without any other case, the call
+    A channel or receiving end is a case that receives, and a `Send` is one that sends. A `Result`, `after` and `ticker`
+    are cases too. A closed and drained channel is always ready, with `closed=True`. The cases that do not happen have
+    no effect. A case that is None is never ready, like Go's nil channel. Without any other case, the call
     waits until it is cancelled.
 
     Args:
-        cases: what to wait for.
-        priority: among several that are ready, False takes each with the same chance, True the first in the order
+        cases: the cases to wait for.
+        priority: if several cases are ready, False chooses one at random, True the first in the order
             given.
 
     Returns:
-        What happened, with the place, channel and item. Type checkers know the item's type once the place is compared,
-        as in `if case.index == 0:`; see :class:`Case`.
+        The case that happened, with its index, channel and item. Type checkers narrow the type of the item when the
+        index is compared, as in `if case.index == 0:`; see :class:`Case`.
 
     Raises:
         ClosedResourceError: the case that happened is a `Send` to a closed channel, or an end that was closed.
         BrokenResourceError: the case that happened is a `Send` to a channel without receivers.
-        TypeError: something is not a case.
+        TypeError: an argument is not a case.
         RuntimeError: a channel belongs to another event loop.
-        Exception: the case that happened is the `Result` of a task that failed; its error. The results that are
-            `done` tell which it may be.
+        Exception: the case that happened is the `Result` of a task that failed; this is its error. Only a result that
+            is `done` can be the one.
 
     Cancellation:
-        Atomic: if the call is cancelled, no case happened. Once a `Send` was taken, the call returns
-        normally, and a cancellation that came too late arrives at the next checkpoint. A call that need not wait is
-        a checkpoint only every so often, see :func:`set_checkpoint_interval`.
+        Atomic: if the call is cancelled, no case happened. Once the item of a `Send` has been taken, the call returns
+        normally, and a cancellation that came too late is delivered at the next checkpoint. A call that does not have
+        to wait is only occasionally a checkpoint, see :func:`set_checkpoint_interval`.
 
     Source:
         Go, runtime/select.go, selectgo.
@@ -473,8 +476,7 @@ async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # no
         home = await arrive(cases)
     try:
         while True:
-            # Pass 1: look for a case that can happen now. An item in the channel that is tried first needs no closer
-            # look.
+            # Pass 1: look for a case that is ready. If the first one tried is a channel with an item, take a fast path.
             if cases and not priority:
                 index = int(random() * len(cases))
                 lucky: Any = cases[index]
@@ -485,10 +487,10 @@ async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # no
                         if state.senders:
                             state.refill()
                         return new_case((index, lucky, item, False))
-            happened = attempt(cases, home, priority=priority)
+            happened = try_cases(cases, home, priority=priority)
             if happened is not None:
                 return reveal(happened)
-            # Pass 2: wait for all of them.
+            # Pass 2: wait for all cases at once.
             home.rest()
             waiter = home.waiter()
             due = math.inf
@@ -504,21 +506,21 @@ async def select(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:  # no
                 if happened is None:
                     raise
                 return reveal(happened)
-            # Pass 3: leave those that didn't happen.
+            # Pass 3: leave the waiting rooms of the cases that didn't happen.
             leave_losers(cases, woken)
             if woken is not TIMED_OUT:
                 index, outcome = woken
                 winner: Any = cases[index]
                 return reveal(cast("Happened", carry_out(index, winner, winner._redeem, outcome)))
     except BaseException:
-        # The error of a result must not refer to it through its traceback.
+        # The error of a result must not refer to the result through its traceback.
         cases = ()
         lucky = winner = selectable = happened = None
         raise
 
 
 async def arrive(cases: Cases) -> Home:
-    """Find the caller's home, and yield if it is time to and a case can happen at once."""
+    """Return the caller's home, after yielding if the budget is used up and a case is ready."""
     home = current_home()
     if home is None:
         msg = "select was used outside of asyncio and trio"
@@ -530,17 +532,17 @@ async def arrive(cases: Cases) -> Home:
 
 
 def is_ready(case: Selectable[Any], home: Home) -> bool:
-    """Tell whether a case can happen now, or is refused."""
+    """Return whether a case would complete, or raise an error, without waiting."""
     try:
         return case._ready(home)
-    except Exception:  # noqa: BLE001 -- the attempt raises it
+    except Exception:  # noqa: BLE001 -- `_try` will raise it
         return True
 
 
 def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) -> Happened | None:
-    """Undo what an interrupted select waited for, or give what happened before and can't be undone."""
+    """Withdraw an interrupted select; return a case that had already happened and can't be undone, or None."""
     if isinstance(exc, GeneratorExit) and home.ended():
-        # As in `give_up`.
+        # As in `withdraw`.
         return None
     if not waiter.done():
         waiter.cancel()
@@ -555,7 +557,7 @@ def interrupt(cases: Cases, waiter: TaskWaiter, home: Home, exc: BaseException) 
 
 
 def leave_losers(cases: Cases, woken: Any) -> None:
-    """Take a select's tickets back from all rooms but that of the case that happened."""
+    """Leave the waiting rooms of all cases except the one that happened."""
     won = None if woken is TIMED_OUT else woken[0]
     for index, case in enumerate(cases):
         if case is not None and index != won:
@@ -596,28 +598,28 @@ def select_nowait(
 @overload
 def select_nowait(*cases: Maybe[T0], priority: bool = ...) -> Case[T0]: ...
 def select_nowait(*cases: Maybe[Any], priority: bool = False) -> Case[Any]:
-    """Let one of several cases happen if any can without waiting: Go's `select` with `default:`.
+    """Let one of several cases happen if any is ready, without waiting: Go's `select` with `default:`.
 
     Args:
-        cases: what to look at, as for `select`.
-        priority: among several that are ready, False takes each with the same chance, True the first in the order
+        cases: the cases, as for `select`.
+        priority: if several cases are ready, False chooses one at random, True the first in the order
             given.
 
     Returns:
-        What happened, as from `select`.
+        The case that happened, as for `select`.
 
     Raises:
-        WouldBlock: no case can happen now.
+        WouldBlock: no case is ready.
         ClosedResourceError: the case that happened is a `Send` to a closed channel, or an end that was closed.
         BrokenResourceError: the case that happened is a `Send` to a channel without receivers.
-        TypeError: something is not a case.
+        TypeError: an argument is not a case.
         RuntimeError: a channel belongs to another event loop.
-        Exception: the case that happened is the `Result` of a task that failed; its error.
+        Exception: the case that happened is the `Result` of a task that failed; this is its error.
     """
     try:
-        happened = attempt(cases, None, priority=priority)
+        happened = try_cases(cases, None, priority=priority)
         if happened is None:
-            raise WouldBlock  # noqa: TRY301 -- all errors go the same way
+            raise WouldBlock  # noqa: TRY301 -- handled like all other errors
         return reveal(happened)
     except BaseException:
         # As in `select`.

@@ -6,18 +6,16 @@ import warnings
 from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 from anyio import EndOfStream, WouldBlock
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 
+from chanflow._channel._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, HandedItem, Overflow
+from chanflow._channel._threads import ThreadChannel, open_from_thread
 from chanflow._check import check_count, check_seconds, show
-from chanflow._park import NOWHERE, TIMED_OUT, Home, Waiter
-from chanflow._room import Outcome
-from chanflow._state import NOTHING, Answer, ChannelState, ChannelStatistics, ClosedEnd, Delivery, Overflow
-
-if TYPE_CHECKING:
-    from chanflow._threads import ThreadChannel
+from chanflow._loop._home import NOWHERE, TIMED_OUT, Home, Waiter
+from chanflow._loop._wait import Outcome
 
 __all__ = ["Channel", "ReceiveChannel", "SendChannel"]
 
@@ -26,13 +24,8 @@ T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
-def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
-    """Be replaced by `_threads`, which stands above this module."""
-    raise NotImplementedError
-
-
 class Waiters(list[Waiter]):
-    """Those who wait, and some who have done so."""
+    """The waiters of one end, possibly with some that are done."""
 
     __slots__ = ("_most",)
 
@@ -48,12 +41,12 @@ class Waiters(list[Waiter]):
 
 
 class Side:
-    """What channels and their ends have in common."""
+    """The common base of channels and their ends."""
 
     _state: ChannelState[Any]
-    # What operations go to: the state, or from this end's closing on something that refuses them.
+    # What operations act on: the state, or once this end is closed, a `ClosedEnd` that refuses them.
     _open: ChannelState[Any]
-    # Those who wait on this end, for its closing; a channel as such ends their waiting all at once.
+    # The waiters to wake when this end is closed; None for a channel, whose closing wakes all waiters anyway.
     _waiters: Waiters | None = None
 
     def __init__(self, state: ChannelState[Any]) -> None:
@@ -61,20 +54,20 @@ class Side:
 
     @property
     def name(self) -> str | None:
-        """The name given to the channel, which its errors use."""
+        """The name of the channel, as used in its errors and log messages."""
         return self._state.name
 
     @property
     def capacity(self) -> float:
-        """How many items the channel buffers: 0 for a rendezvous, `math.inf` for no bound."""
+        """How many items the channel buffers: 0 for a rendezvous, `math.inf` for an unbounded buffer."""
         return self._state.capacity
 
     def __len__(self) -> int:
-        """Count the items that could be received at once from the buffer."""
+        """Return how many items can be received from the buffer without waiting."""
         return self._state.count_free()
 
     def __bool__(self) -> bool:
-        """Be true even when empty: `if channel:` asks whether there is one."""
+        """Return True even if the channel is empty, so that `if channel:` tests for None."""
         return True
 
     def __repr__(self) -> str:
@@ -84,7 +77,7 @@ class Side:
         return f"<{type(self).__name__}{named} {len(self)}/{state.capacity}{closed} at {id(self):#x}>"
 
     def statistics(self) -> ChannelStatistics:
-        """Count items, ends and waiting tasks, and totals since the channel was made."""
+        """Return the numbers of items, ends and waiting tasks, and totals since the channel was created."""
         return self._state.statistics()
 
 
@@ -93,21 +86,21 @@ class Sending(Side, ObjectSendStream[T_contra]):
 
     _open: ChannelState[T_contra]
 
-    async def send(self, item: T_contra) -> None:  # noqa: C901, PLR0911 -- one frame less for each item is worth it
+    async def send(self, item: T_contra) -> None:  # noqa: C901, PLR0911 -- saves a frame for each item
         """Send one item, waiting for room.
 
         Args:
-            item: any object; handed over by reference, never copied.
+            item: any object; passed by reference, never copied.
 
         Raises:
             ClosedResourceError: this end or the channel was closed, before or while waiting.
-            BrokenResourceError: every receiver is closed, before or while waiting.
+            BrokenResourceError: all receivers were closed, before or while waiting.
             RuntimeError: the channel belongs to another event loop.
 
         Cancellation:
-            Atomic: if the call is cancelled, the item was not delivered. Once the item was taken, the
-            call returns normally, and a cancellation that came too late arrives at the next checkpoint.
-            A send that need not wait is a checkpoint only every so often,
+            Atomic: if the call is cancelled, the item was not delivered. Once the item has been taken, the
+            call returns normally, and a cancellation that came too late is delivered at the next checkpoint.
+            A send that does not have to wait is only occasionally a checkpoint,
             see :func:`set_checkpoint_interval`.
 
         Source:
@@ -128,7 +121,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
                 return
             home = state.home
         elif receivers:
-            # As `put` does, in line: a tenth of the time of a rendezvous.
+            # `put` inlined: a call would cost a tenth of the time of a rendezvous.
             if next(home.turns, None) is home.loop:
                 while receivers:
                     receiver = receivers.popleft()[0]
@@ -162,9 +155,9 @@ class Sending(Side, ObjectSendStream[T_contra]):
             raise state.error(outcome)
 
     async def _send_at_once(self, item: T_contra) -> bool:
-        """Send where more has to be looked at than room and receivers, or it is time to yield.
+        """Try to send, for the cases that `send` doesn't handle itself: threads, closed ends and a used-up budget.
 
-        False means that it must wait.
+        Returns False if the caller has to wait.
         """
         state = self._open
         home = await state.arrive()
@@ -177,15 +170,15 @@ class Sending(Side, ObjectSendStream[T_contra]):
         return False
 
     def send_nowait(self, item: T_contra) -> None:
-        """Send one item if that needs no waiting.
+        """Send one item if that is possible without waiting.
 
         Args:
-            item: any object; handed over by reference, never copied.
+            item: any object; passed by reference, never copied.
 
         Raises:
             WouldBlock: there is no room, and no receiver is waiting.
             ClosedResourceError: this end or the channel is closed.
-            BrokenResourceError: every receiver is closed.
+            BrokenResourceError: all receivers are closed.
             RuntimeError: the channel belongs to another event loop.
         """
         state = self._open
@@ -199,20 +192,21 @@ class Sending(Side, ObjectSendStream[T_contra]):
             raise WouldBlock
 
     async def send_many(self, items: Iterable[T_contra]) -> None:
-        """Send items in their order, waiting for room as often as needed.
+        """Send items in order, waiting for room as often as needed.
 
         Args:
-            items: any iterable, which is read to its end first. A `collections.deque` is used as it is, and
-                loses from its left each item that was delivered: whatever ends the call,
-                it then holds just those that were not.
+            items: any iterable, which is exhausted before the first item is sent. A `collections.deque` is used
+                directly, and each item is removed from its left end when it is delivered: however the call ends,
+                the deque then contains exactly the items that were not delivered.
 
         Raises:
             ClosedResourceError: this end or the channel was closed, before or while waiting.
-            BrokenResourceError: every receiver is closed, before or while waiting.
+            BrokenResourceError: all receivers were closed, before or while waiting.
             RuntimeError: the channel belongs to another event loop.
 
         Cancellation:
-            If the call is cancelled, a first part of the items, maybe none, was delivered. Pass a deque to know which.
+            Not atomic: if the call is cancelled, some of the first items may have been delivered. Pass a deque to find
+            out which were not.
         """
         state = self._open
         pending = items if isinstance(items, deque) else deque(items)
@@ -220,7 +214,7 @@ class Sending(Side, ObjectSendStream[T_contra]):
         if not pending or state.can_put():
             await state.spend(home)
         while True:
-            # This end may have been closed meanwhile.
+            # This end may have been closed in the meantime.
             self._open.enter()
             state.check_sending()
             count = len(pending)
@@ -255,20 +249,20 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
     _open: ChannelState[T_co]
 
-    async def receive(self) -> T_co:  # noqa: C901 -- one frame less for each item is worth it
+    async def receive(self) -> T_co:  # noqa: C901 -- saves a frame for each item
         """Receive the next item, waiting for one.
 
         Returns:
-            The item that has been in the channel for the longest time.
+            The oldest item in the channel.
 
         Raises:
-            EndOfStream: the channel is closed, and nothing is left in it.
+            EndOfStream: the channel is closed, and no items are left in it.
             ClosedResourceError: this end was closed, before or while waiting.
             RuntimeError: the channel belongs to another event loop.
 
         Cancellation:
-            Atomic: if the call is cancelled, it took nothing. The item is still in the channel, or with the next
-            receiver. A receive that need not wait is a checkpoint only every so often,
+            Atomic: if the call is cancelled, no item was taken. The item is still in the channel, or goes to the next
+            receiver. A receive that does not have to wait is only occasionally a checkpoint,
             see :func:`set_checkpoint_interval`.
 
         Source:
@@ -286,7 +280,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
                 return item
             received = await self._receive_at_once()
         elif senders:
-            # As `take` does, in line: a tenth of the time of a rendezvous.
+            # `take` inlined: a call would cost a tenth of the time of a rendezvous.
             if next(home.turns, None) is home.loop:
                 while senders:
                     sender, _end, item = senders.popleft()
@@ -322,9 +316,9 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         return state.buffer.popleft()
 
     async def _receive_at_once(self) -> T_co | Answer:
-        """Receive where more has to be looked at than items and senders, or it is time to yield.
+        """Try to receive, for the cases that `receive` doesn't handle itself: threads, closed ends, a used-up budget.
 
-        `NOTHING` means that it must wait.
+        Returns `NOTHING` if the caller has to wait.
         """
         state = self._open
         home = await state.arrive()
@@ -338,7 +332,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         return NOTHING
 
     async def __anext__(self) -> T_co:
-        # The quick path of `receive`, again: one more coroutine for each item would make iteration the slower way.
+        # The fast path of `receive`, inlined: another coroutine for each item would make iteration the slower way.
         state = self._open
         home = state.home
         if len(state.buffer) > state.reserved and not state.senders and next(home.turns, None) is home.loop:
@@ -349,14 +343,14 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             raise StopAsyncIteration from None
 
     def receive_nowait(self) -> T_co:
-        """Receive the next item if that needs no waiting.
+        """Receive the next item if that is possible without waiting.
 
         Returns:
-            The item that has been in the channel for the longest time.
+            The oldest item in the channel.
 
         Raises:
-            WouldBlock: there is nothing to receive now.
-            EndOfStream: the channel is closed, and nothing is left in it.
+            WouldBlock: there is no item to receive.
+            EndOfStream: the channel is closed, and no items are left in it.
             ClosedResourceError: this end is closed.
             RuntimeError: the channel belongs to another event loop.
         """
@@ -370,26 +364,26 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         raise WouldBlock
 
     async def receive_many(self, max_items: int, *, max_wait: float | None = None) -> list[T_co]:
-        """Receive a batch: wait for one item, then take what is there.
+        """Receive a batch: wait for the first item, then take what is available.
 
         Args:
-            max_items: the most items to receive, at least 1.
-            max_wait: None to return what there is as soon as there is anything; else for how many seconds, from the
-                first item on, to go on collecting until the batch is full. At least 0.
+            max_items: the maximum size of the batch, at least 1.
+            max_wait: None to return as soon as the batch has an item; otherwise the number of seconds to continue
+                collecting after the first item, unless the batch is full sooner. At least 0.
 
         Returns:
-            From 1 to `max_items` items, in their order.
+            Between 1 and `max_items` items, in order.
 
         Raises:
-            EndOfStream: the channel is closed, and nothing is left in it.
+            EndOfStream: the channel is closed, and no items are left in it.
             ClosedResourceError: this end was closed, before or while waiting for the first item.
             ValueError: `max_items` is less than 1, or `max_wait` less than 0.
             TypeError: `max_items` is not an int.
             RuntimeError: the channel belongs to another event loop.
 
         Cancellation:
-            Atomic: if the call is cancelled, it took nothing. What it collected is back at the head of the channel, or
-            with the next receivers.
+            Atomic: if the call is cancelled, no items were taken. Those already collected return to the head of the
+            channel, or go to the next receivers.
         """
         check_count("max_items", max_items, 1)
         if max_wait is not None:
@@ -405,7 +399,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             if not batch:
                 state.check_receiving()
             elif max_wait is None or state.closed or state.broken or self._open is not state:
-                # What it has is all that it gets.
+                # No more items will be added to this batch.
                 break
             elif deadline is None:
                 deadline = home.time() + max_wait
@@ -425,7 +419,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
                 state.leave_receivers(waiter, home, exc)
                 raise
             state.held -= held
-            if outcome is None or type(outcome) is Delivery:
+            if outcome is None or type(outcome) is HandedItem:
                 batch.append(state.redeem() if outcome is None else outcome.item)
                 if self._open is state:
                     batch += state.take_many(max_items - len(batch))
@@ -440,7 +434,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
         state.end_if_over()
         return batch
 
-    # How `select` does it: see `Selectable` there.
+    # The `Selectable` protocol, which is documented in `_select`.
 
     def _ready(self, home: Home) -> bool:
         state = self._open
@@ -448,7 +442,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
             state.check()
         return state.can_take() or state.over()
 
-    def _attempt(self, home: Home | None) -> T_co | Answer:
+    def _try(self, home: Home | None) -> T_co | Answer:
         state = self._open
         if state.home is not home:
             state.check()
@@ -473,7 +467,7 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
     def _leave(self) -> None:
         self._state.receivers.leave()
 
-    def _redeem(self, outcome: Outcome | Delivery) -> T_co:
+    def _redeem(self, outcome: Outcome | HandedItem) -> T_co:
         return cast("T_co", self._state.redeem_outcome(outcome))
 
     def _release(self, outcome: Outcome) -> bool:
@@ -483,24 +477,24 @@ class Receiving(Side, ObjectReceiveStream[T_co]):
 
 
 class Channel(Sending[T], Receiving[T]):
-    """A queue between tasks that can be waited on, closed and selected on: Go's channel.
+    """A queue between tasks that can be closed and used in `select`: Go's channel.
 
-    Any number of tasks may send and receive. Items come out in the order in which they went in, and
-    tasks are served in the order in which they came to wait. A channel belongs to the event loop that first waited on
-    it; threads and other loops reach it through `from_thread`.
+    Any number of tasks may send and receive. Items are received in the order in which they were sent, and
+    waiting tasks are served in the order in which they began to wait. A channel belongs to the event loop in which a
+    task first waited on it; threads and other loops use it through `from_thread`.
 
-    The channel itself can do all that its two ends can. Hand out `sender` or `receiver` where a task
-    should only send or only receive. Closing is for the sending side, as in Go: what is in the channel is still
-    received. Items that nobody receives stay in the channel for `drain`; the log tells when the last receiver
-    leaves some behind.
+    The channel has the methods of both of its ends. Pass `sender` or `receiver` to a task that
+    should only send or only receive. As in Go, closing is for the sending side: items in the channel can still be
+    received. Items that are never received stay in the channel for `drain`; if the last receiver
+    leaves some behind, a warning is logged.
 
     Args:
         capacity: how many items may wait in the channel: 0 for a rendezvous, where a send waits for its
-            receiver; n for a buffer of n; `math.inf` for no bound. At least 0.
-        name: for errors and logs.
-        overflow: what sending into a full channel does: "block" waits for room, "drop_newest" drops the item
-            that is being sent, "drop_oldest" the one that has waited for longest. The statistics
-            count what was dropped.
+            receiver; n for a buffer of n items; `math.inf` for an unbounded buffer. At least 0.
+        name: for error and log messages.
+        overflow: what sending to a full channel does: "block" waits for room, "drop_newest" drops the item
+            that is being sent, "drop_oldest" drops the oldest item in the channel. The statistics
+            count dropped items.
 
     Raises:
         ValueError: `capacity` is negative, or 0 with "drop_oldest"; `overflow` is unknown.
@@ -531,14 +525,14 @@ class Channel(Sending[T], Receiving[T]):
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed for sending; there may still be items to receive."""
+        """Whether the channel is closed for sending. There may still be items to receive."""
         return self._state.closed
 
     def close(self) -> None:
-        """Close the channel for sending, for all its ends; Go's `close`.
+        """Close the channel for sending, together with all its sending ends; Go's `close`.
 
-        What is in the channel can still be received, then receivers get EndOfStream. Parked senders get
-        ClosedResourceError. Closing again does nothing.
+        Items in the channel can still be received; after them, receivers get EndOfStream. Waiting senders get
+        ClosedResourceError. Closing again has no effect.
 
         Raises:
             RuntimeError: the channel belongs to another event loop.
@@ -555,12 +549,12 @@ class Channel(Sending[T], Receiving[T]):
         self.close()
 
     def drain(self) -> list[T]:
-        """Take what is buffered, without waiting.
+        """Take all buffered items, without waiting.
 
-        It works on an open, a closed and a broken channel. Parked senders then move into the room that this made.
+        This works on an open, a closed and a broken channel. It makes room for waiting senders.
 
         Returns:
-            The items in their order, maybe none.
+            The items in order; the list may be empty.
 
         Raises:
             RuntimeError: the channel belongs to another event loop.
@@ -569,9 +563,9 @@ class Channel(Sending[T], Receiving[T]):
         return self._state.drain()
 
     def from_thread(self) -> ThreadChannel[T]:
-        """Give access to this channel from threads, with the same capacity and order.
+        """Return an object through which threads use this channel, with the same capacity and order.
 
-        Call it in the event loop that the channel is used in, then hand the result to the threads.
+        Call it in the event loop in which the channel is used, then pass the result to the threads.
 
         Raises:
             RuntimeError: called outside of asyncio and trio, or the channel belongs to another event loop.
@@ -588,14 +582,14 @@ class Channel(Sending[T], Receiving[T]):
 
 
 class End(Side):
-    """What the two kinds of ends have in common: each clone is closed for itself."""
+    """The common base of the two kinds of ends. Each clone is closed separately."""
 
     def __init__(self, state: ChannelState[Any]) -> None:
         super().__init__(state)
         self._waiters = Waiters()
 
     def clone(self) -> Self:
-        """Make another end of the same kind; the channel's side closes when its last end is closed.
+        """Create another end of the same kind. A side of the channel is closed when its last end is closed.
 
         Raises:
             ClosedResourceError: this end is closed.
@@ -606,7 +600,7 @@ class End(Side):
         return type(self)(self._state)
 
     def close(self) -> None:
-        """Close this end; operations waiting on it get ClosedResourceError. Closing again does nothing.
+        """Close this end. Operations that wait on it get ClosedResourceError. Closing again has no effect.
 
         Raises:
             RuntimeError: the channel belongs to another event loop.
@@ -644,10 +638,10 @@ class End(Side):
 
 
 class SendChannel(End, Sending[T_contra]):
-    """The sending end of a channel, Go's `chan<-`; takes the place of anyio's `MemoryObjectSendStream`.
+    """The sending end of a channel, Go's `chan<-`; the counterpart of anyio's `MemoryObjectSendStream`.
 
-    Close each clone, best with `with`: the channel closes when the last one is closed. One that is
-    forgotten open gives a ResourceWarning, unless the channel was closed as a whole.
+    Close each clone, preferably with `with`: the channel is closed when the last one is. An end that is
+    garbage collected without being closed issues a ResourceWarning, unless the channel as a whole was closed.
     """
 
     def _count_clone(self) -> None:
@@ -662,11 +656,11 @@ class SendChannel(End, Sending[T_contra]):
 
 
 class ReceiveChannel(End, Receiving[T_co]):
-    """The receiving end of a channel, Go's `<-chan`; takes the place of anyio's `MemoryObjectReceiveStream`.
+    """The receiving end of a channel, Go's `<-chan`; the counterpart of anyio's `MemoryObjectReceiveStream`.
 
-    Close each clone, best with `with`: senders get BrokenResourceError when the last one is closed.
-    One that is forgotten open gives a ResourceWarning, unless the channel was closed and drained. What was not
-    received stays in the channel for `Channel.drain`, and the log tells how much that is.
+    Close each clone, preferably with `with`: senders get BrokenResourceError when the last one is closed.
+    An end that is garbage collected without being closed issues a ResourceWarning, unless the channel was closed and
+    drained. Items that were not received stay in the channel for `Channel.drain`, and their number is logged.
     """
 
     def _count_clone(self) -> None:
@@ -677,6 +671,6 @@ class ReceiveChannel(End, Receiving[T_co]):
 
     def __del__(self) -> None:
         state = self._state
-        # Where everything was sent and received, nobody misses anything.
+        # Nothing is missed if the channel was closed and everything received.
         if self._open is state and not state.broken and not (state.closed and not len(state.buffer)):
             self._warn_unclosed()

@@ -1,10 +1,10 @@
-"""Channels from threads: who waits there, and how the event loop is woken to serve them, once for a batch.
+"""Channels for threads: the waiting threads, and the pump that serves them in the event loop, once for a batch.
 
-What threads have from the channel meanwhile is kept in its ledger.
+The ledger of the channel has the room and items lent to threads.
 """
 
-# Invariant, while the channel is open: a thread that waits has a request in one of the two queues here, with a pump
-# scheduled, or a place in a waiting room of the channel.
+# Invariant, while the channel is open: a waiting thread has either a request in one of the two queues here, with a pump
+# scheduled, or an entry in a waiting room of the channel.
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ from weakref import WeakMethod
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
-import chanflow._channel
+from chanflow._channel._ledger import Ledger
+from chanflow._channel._state import ChannelState
 from chanflow._check import check_seconds
-from chanflow._ledger import Ledger
-from chanflow._park import Home
-from chanflow._room import Outcome
-from chanflow._state import ChannelState
+from chanflow._loop._home import Home
+from chanflow._loop._wait import Outcome
 
-__all__ = ["ThreadChannel"]
+__all__ = ["ThreadChannel", "open_from_thread"]
 
 T = TypeVar("T")
 
 POLL = 1.0
-"""How often, in seconds, a waiting thread looks whether a loop has ended that gave no notice of it."""
+"""Seconds between a waiting thread's checks whether the event loop has ended without notice."""
 PENDING: Any = object()
 
 
 class Process:
-    """Tells a process from those that it was forked from."""
+    """Counts the forks between the first process and this one, to recognize objects from before a fork."""
 
     forks = 0
 
@@ -46,23 +45,23 @@ class Process:
         cls.forks += 1
 
 
-if hasattr(os, "register_at_fork"):  # pragma: no branch -- only systems with forks need it
+if hasattr(os, "register_at_fork"):  # pragma: no branch -- missing on systems without forks
     os.register_at_fork(after_in_child=Process.forked)
 
 
 class LoopEndedError(BrokenResourceError):
-    """The outcome of a request that the end of the loop left unserved."""
+    """The outcome of a request that was not served before the event loop ended."""
 
 
 class Request:
-    """A thread that waits to send or to receive."""
+    """The send or receive operation of a thread, and its outcome."""
 
     __slots__ = ("_gate", "deadline", "item", "looked", "outcome")
 
     def __init__(self, item: Any = None, deadline: float = math.inf) -> None:
         self.item = item
         self.deadline = deadline
-        # Whether the event loop has seen it, and what there was for it.
+        # Whether the event loop has looked for an item for it.
         self.looked = False
         # Pending, then None for success or the class of the error.
         self.outcome: Outcome = PENDING
@@ -73,7 +72,7 @@ class Request:
         return self.outcome is not PENDING
 
     def finish(self, outcome: Outcome) -> None:
-        """Let the thread go on; only under the lock of the channel."""
+        """Wake the thread with an outcome, unless it has one; call this under the lock of the channel."""
         if not self.done():
             self.outcome = outcome
             self._gate.release()
@@ -83,7 +82,7 @@ class Request:
 
 
 class Parked:
-    """The place of a thread in a waiting room of the channel."""
+    """The waiter of a thread in a waiting room of the channel."""
 
     __slots__ = ("_finish", "_request", "done")
 
@@ -97,10 +96,10 @@ class Parked:
 
 
 class ThreadChannel(Generic[T]):
-    """A channel as threads use it; made by `Channel.from_thread`.
+    """A channel for use from threads; created by `Channel.from_thread`.
 
-    Any number of threads may use it at the same time, with the channel's capacity and order, and together with
-    tasks in the event loop. When the event loop ends, every waiting thread gets BrokenResourceError.
+    Any number of threads may use it concurrently, along with tasks in the event loop, and share the channel's capacity
+    and order with them. When the event loop ends, all waiting threads get BrokenResourceError.
     """
 
     def __init__(self, state: ChannelState[T], home: Home) -> None:
@@ -110,14 +109,14 @@ class ThreadChannel(Generic[T]):
         self._home = home
         self._ledger = Ledger(state)
         state.ledger = self._ledger
-        # One for both, since the threads' own state changes together with what they have from the channel.
+        # One lock for both, since this object's state changes together with the ledger.
         self._lock = self._ledger.lock
-        # Requests in a waiting room that were given up.
-        self._given_up = 0
+        # The number of abandoned requests with an entry in a waiting room.
+        self._abandoned = 0
         self._sending: deque[Request] = deque()
         self._receiving: deque[Request] = deque()
         self._scheduled = False
-        # Room is lent only where threads send.
+        # Room is lent only once a thread has tried to send.
         self._lending = False
         self._closing = False
         self._refusal: Outcome = None
@@ -138,16 +137,15 @@ class ThreadChannel(Generic[T]):
         """Send one item, waiting for room.
 
         Args:
-            item: any object; handed over by reference, never copied.
+            item: any object; passed by reference, never copied.
 
         Raises:
             ClosedResourceError: the channel was closed, before or while waiting.
-            BrokenResourceError: every receiver is closed, or the event loop has ended, before or while waiting.
-            RuntimeError: called in the event loop's own thread, which waiting would block; or in a process that was
-                forked from its own.
+            BrokenResourceError: all receivers were closed, or the event loop ended, before or while waiting.
+            RuntimeError: called in the event loop's own thread, which would block; or in a forked process.
 
         Cancellation:
-            A KeyboardInterrupt while waiting leaves open whether the item is delivered.
+            After a KeyboardInterrupt while waiting, the item may or may not be delivered.
         """
         self._check_thread()
         request = None
@@ -168,23 +166,22 @@ class ThreadChannel(Generic[T]):
         """Receive the next item, waiting for one.
 
         Args:
-            timeout: how many seconds to wait, at least 0; None for no bound. Even with 0, what is in the channel is
-                received, if the event loop answers within a second.
+            timeout: how many seconds to wait, at least 0; None to wait without a time limit. Even with 0, an item that
+                is in the channel is received, if the event loop responds within a second.
 
         Returns:
-            The item that has been in the channel for the longest time.
+            The oldest item in the channel.
 
         Raises:
-            TimeoutError: nothing came in time; nothing was taken.
-            EndOfStream: the channel is closed, and nothing is left in it.
+            TimeoutError: no item arrived in time; none was taken.
+            EndOfStream: the channel is closed, and no items are left in it.
             ClosedResourceError: the receiving side of the channel is closed.
-            BrokenResourceError: the event loop has ended, before or while waiting.
+            BrokenResourceError: the event loop ended, before or while waiting.
             ValueError: `timeout` is negative.
-            RuntimeError: called in the event loop's own thread, which waiting would block; or in a process that was
-                forked from its own.
+            RuntimeError: called in the event loop's own thread, which would block; or in a forked process.
 
         Cancellation:
-            On a KeyboardInterrupt while waiting, it took nothing.
+            After a KeyboardInterrupt while waiting, no item was taken.
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
@@ -208,10 +205,10 @@ class ThreadChannel(Generic[T]):
         return cast("T", request.item)
 
     def close(self) -> None:
-        """Close the channel for sending, after what was sent before; Go's `close`. Closing again does nothing.
+        """Close the channel for sending; Go's `close`. Items sent earlier are delivered. Closing again has no effect.
 
         Raises:
-            RuntimeError: called in a process that was forked from its own.
+            RuntimeError: called in a forked process.
         """
         self._check_process()
         with self._lock:
@@ -260,9 +257,9 @@ class ThreadChannel(Generic[T]):
         return BrokenResourceError(f"the event loop of {self._state} has ended")
 
     def _schedule(self) -> bool:
-        """Tell, under the lock, whether the loop has to be woken to pump: the caller does it without the lock.
+        """Mark the pump as scheduled; return whether the caller must wake the event loop, after releasing the lock.
 
-        Waking is a system call, after which the loop's thread would only find the lock taken.
+        Waking the loop is a system call. Under the lock, its thread would run only to find the lock taken.
         """
         wake = not self._scheduled
         self._scheduled = True
@@ -272,11 +269,11 @@ class ThreadChannel(Generic[T]):
         try:
             self._home.call_soon(self._pump)
         except RuntimeError:
-            # It ended without having told.
+            # The event loop ended without notice.
             self._lost()
 
     def _wait(self, request: Request, timeout: float | None, *, receiving: bool) -> None:
-        """Wait until the loop has finished a request."""
+        """Wait until the event loop has finished a request, and raise its error if it failed."""
         until, patience = request.deadline, monotonic() + POLL
         try:
             while not request.wait(max(0.0, min(POLL, until - monotonic()))):
@@ -286,15 +283,15 @@ class ThreadChannel(Generic[T]):
                 elif now < until:
                     continue
                 elif request.looked or now >= patience:
-                    self._give_up(request)
+                    self._abandon(request)
                 else:
-                    # The event loop has not even looked yet: it ends the request when it has.
+                    # The event loop has not looked yet. It will finish the request when it has.
                     until = patience
         except BaseException:
             with self._lock:
                 if receiving and request.outcome is None:
                     self._ledger.give_back(request.item)
-            self._give_up(request)
+            self._abandon(request)
             raise
         if request.outcome is TimeoutError:
             msg = f"nothing to receive from {self._state} within {timeout} s"
@@ -304,17 +301,17 @@ class ThreadChannel(Generic[T]):
         if request.outcome is not None:
             raise self._state.error(request.outcome)
 
-    def _give_up(self, request: Request) -> None:
-        """Let the loop serve a request no more, and clear away what is left of it."""
+    def _abandon(self, request: Request) -> None:
+        """Abandon a request, and schedule the removal of its entry in a waiting room."""
         with self._lock:
-            self._given_up += not request.done()
+            self._abandoned += not request.done()
             request.finish(TimeoutError)
             wake = not self._ended and self._schedule()
         if wake:
             self._wake()
 
     def _lost(self) -> None:
-        """Take note, in a thread, that the loop is over."""
+        """Record, from a thread, that the event loop has ended."""
         with self._lock:
             if self._state.bridge is self:
                 self._state.evict()
@@ -322,15 +319,15 @@ class ThreadChannel(Generic[T]):
     # In the event loop
 
     def _pump(self) -> None:
-        """Exchange with the channel what has come together."""
+        """Serve all requests of threads, and lend them room and items."""
         with self._lock:
             self._scheduled = False
             if self._ended:
                 return
             self._ledger.recall_room()
-            for _ in range(self._given_up):
+            for _ in range(self._abandoned):
                 self._state.receivers.leave()
-            self._given_up = 0
+            self._abandoned = 0
             self._serve_senders()
             if self._closing:
                 self._state.close()
@@ -369,7 +366,7 @@ class ThreadChannel(Generic[T]):
                 request.looked = True
                 state.receivers.append((Parked(request, self._hand_over), self))
         if state.reserved:
-            # Those who were woken for the first items come before.
+            # The receivers that were woken for the first items come first.
             return
         self._ledger.lend_items()
 
@@ -386,7 +383,7 @@ class ThreadChannel(Generic[T]):
         """Wake a thread that waited for an item."""
         with self._lock:
             if outcome is None and request.done():
-                # Its time was over in this very moment.
+                # It timed out before it could take the item.
                 self._state.release()
                 return
             if outcome is None:
@@ -394,19 +391,19 @@ class ThreadChannel(Generic[T]):
             request.finish(outcome)
 
     def closed(self) -> None:
-        """Tell the threads that one side of the channel was closed."""
+        """Refuse further calls from threads, since one side of the channel was closed."""
         with self._lock:
             self._refusal = ClosedResourceError if self._state.closed else BrokenResourceError
 
     def sender_parked(self) -> None:
-        """Make sure that room which threads made is seen by a sender that has just come to wait."""
+        """Make sure that a sender that has just parked sees room that threads made."""
         with self._lock:
             wake = self._ledger.made_room and self._schedule()
         if wake:
             self._wake()
 
     def end(self) -> None:
-        """Let all threads go, as the event loop is over."""
+        """Wake all waiting threads with an error, since the event loop has ended."""
         state = self._state
         with self._lock:
             if self._ended:
@@ -414,7 +411,7 @@ class ThreadChannel(Generic[T]):
             if state.bridge is self:
                 state.ledger = state.bridge = None
             else:
-                # Evicted: all reservations are forgotten already.
+                # The state was evicted, so all reservations are already forgotten.
                 self._ledger.forget_reservations()
             self._ledger.recall_room()
             self._ledger.recall_items()
@@ -429,12 +426,9 @@ class ThreadChannel(Generic[T]):
 
 
 def open_from_thread(state: ChannelState[Any]) -> ThreadChannel[Any]:
-    """Give a channel its one thread side."""
+    """Return the thread side of a channel, creating it on first use."""
     home = state.enter()
     if state.bridge is None:
         state.bridge = ThreadChannel(state, home)
     assert isinstance(state.bridge, ThreadChannel)
     return state.bridge
-
-
-chanflow._channel.open_from_thread = open_from_thread

@@ -1,18 +1,18 @@
-"""A wake-up call that is never lost and never piles up."""
+"""A wake-up that is never lost and never accumulates."""
 
 from __future__ import annotations
 
-from chanflow._park import TIMED_OUT, Home, Waiter, give_up
-from chanflow._room import WaitingRoom
+from chanflow._loop._home import TIMED_OUT, Home, Waiter, withdraw
+from chanflow._loop._wait import WaitingRoom
 
 __all__ = ["Signal"]
 
 
 class Signal:
-    """Wakes one who waits, or else the next who comes to wait; whoever has nothing to do with it passes it on.
+    """Wakes one waiting task; if none is waiting, the next task that waits returns immediately.
 
-    Who is woken looks at what it waits for, and waits again if that isn't there. It is much less than a channel, and
-    so takes a fraction of its time.
+    A woken task must check its condition, and wait again if it does not hold. A task that was woken but has no use for
+    the signal passes it on. A signal does much less than a channel, and takes a fraction of its time.
     """
 
     __slots__ = ("_sent", "_waiters")
@@ -22,7 +22,7 @@ class Signal:
         self._sent = False
 
     def send(self) -> None:
-        """Wake the one who has waited for the longest time."""
+        """Wake the task that has waited longest, or let the next one pass."""
         while self._waiters:
             [waiter] = self._waiters.popleft()
             if not waiter.done():
@@ -31,18 +31,18 @@ class Signal:
         self._sent = True
 
     def send_all(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting tasks."""
         self._waiters.dismiss(None)
 
     async def wait(self, home: Home, deadline: float | None = None) -> None:
-        """Wait until woken, or until a time.
+        """Wait until woken or until the deadline.
 
         Args:
             home: the caller's event loop.
-            deadline: on the event loop's clock; None to wait without bound.
+            deadline: on the event loop's clock, in seconds; None for no deadline.
 
         Cancellation:
-            A wake-up that the caller was given goes to the next one.
+            If the caller was already woken, the next waiting task is woken in its place.
         """
         if self._sent:
             self._sent = False
@@ -53,7 +53,7 @@ class Signal:
             if await home.wait(waiter, deadline) is TIMED_OUT:
                 self._waiters.leave()
         except BaseException as exc:
-            if give_up(waiter, home, exc):
+            if withdraw(waiter, home, exc):
                 self.send()
             else:
                 self._waiters.leave()

@@ -2,8 +2,8 @@
 
 # Invariants, for each group:
 # 1. A message that the group has not settled has one entry. It is ready, or leased or delayed (it has a time at which
-#    it becomes ready), or its key is taken: an older message with that key has an entry.
-# 2. So of the entries with one key, only the oldest is ever ready or leased.
+#    it becomes ready), or blocked: an older message with the same key has an entry.
+# 2. So of the entries with the same key, only the oldest is ever ready or leased.
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from itertools import count
 from anyio import ClosedResourceError
 from attrs import define, evolve
 
-from chanflow._park import Home, running_home
-from chanflow._signal import Signal
+from chanflow._loop._home import Home, running_home
+from chanflow._loop._signal import Signal
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership
 
 __all__ = ["MemoryBackend"]
 
 SPARE = 100
-"""How many times may be kept for nothing, beside one for each entry."""
+"""How many obsolete times may be stored, besides one for each entry."""
 
 
 @define(eq=False)
 class Stored:
-    """A message of a topic."""
+    """A message in the log of a topic."""
 
     number: int
     content: Content
     published_at: float
     group: str | None
-    """The only one that it is for, if it is not for all."""
+    """The only group that receives it; None for all groups."""
 
 
 @define(eq=False)
 class Entry:
-    """What a group has to do with a message."""
+    """The state of a message in one group."""
 
     stored: Stored
     attempt: int = 0
     due: float | None = None
-    """When it becomes ready, if it is leased or delayed."""
+    """The time at which it becomes ready, if it is leased or delayed."""
     receipt: object = None
-    """That of the last delivery."""
+    """The receipt of the last delivery."""
 
 
 class GroupQueue:
-    """The messages that one group has not settled yet."""
+    """The messages that a group has not settled yet."""
 
     def __init__(self) -> None:
         self.entries: dict[int, Entry] = {}
         self.news: Signal = Signal()
         self._ready: list[int] = []
-        # A time and the entry that it is for, unless that has another time by now.
+        # Times and the entries that become ready then. A time is obsolete if its entry has a different one by now.
         self._times: list[tuple[float, int]] = []
         self._keys: dict[str, deque[int]] = {}
 
     def add(self, stored: Stored) -> None:
-        """Take a message in."""
+        """Add a message."""
         self.entries[stored.number] = Entry(stored)
         key = stored.content.key
         if key is not None:
@@ -72,7 +72,7 @@ class GroupQueue:
         self._make_ready(stored.number)
 
     def take(self, max_items: int, lease: float, now: float) -> list[Delivery]:
-        """Lease what is ready, the oldest first."""
+        """Lease ready messages, the oldest first."""
         while self._times and self._times[0][0] <= now:
             due, number = heappop(self._times)
             entry = self.entries.get(number)
@@ -82,7 +82,7 @@ class GroupQueue:
         taken: list[Delivery] = []
         while self._ready and len(taken) < max_items:
             number = heappop(self._ready)
-            # Forgotten, or settled late, after its lease.
+            # The entry is missing if the message was removed, or settled after its lease expired.
             entry = self.entries.get(number)
             if entry is not None and entry.due is None:
                 entry.attempt += 1
@@ -90,21 +90,21 @@ class GroupQueue:
                 self._set_due(entry, now + lease)
                 taken.append(deliver(entry.stored, entry.attempt, entry.receipt))
         if taken:
-            # Somebody else has to watch what is left, and whether the leases run out.
+            # Another member has to fetch the remaining messages, and wait until leases expire.
             self.news.send()
         return taken
 
     def next_time(self) -> float | None:
-        """Tell when the next entry becomes ready by itself."""
+        """Return the time at which the next entry may become ready by itself, or None."""
         return self._times[0][0] if self._times else None
 
     def find(self, delivery: Delivery) -> Entry | None:
-        """Find the entry of a delivery, unless another delivery came after it."""
+        """Return the entry of a delivery; None if the message was settled or delivered again."""
         entry = self.entries.get(int(delivery.id))
         return entry if entry is not None and entry.receipt is delivery.receipt else None
 
     def settle(self, number: int) -> None:
-        """Have done with a message."""
+        """Remove a message, and make the next one with its key ready."""
         key = self.entries.pop(number).stored.content.key
         if key is not None:
             line = self._keys[key]
@@ -116,7 +116,7 @@ class GroupQueue:
                 self._make_ready(line[0])
 
     def postpone(self, entry: Entry, due: float | None) -> None:
-        """Let a message become ready at a time, or now."""
+        """Make a message ready at the given time, or now."""
         if due is None:
             entry.due = None
             self._make_ready(entry.stored.number)
@@ -127,7 +127,7 @@ class GroupQueue:
     def _set_due(self, entry: Entry, due: float) -> None:
         entry.due = due
         if len(self._times) > 2 * len(self.entries) + SPARE:
-            # Most are of messages that were settled long before their leases end.
+            # Most belong to messages that were settled long before their leases would have expired.
             self._times = [(each.due, number) for number, each in self.entries.items() if each.due is not None]
             heapify(self._times)
         else:
@@ -139,11 +139,11 @@ class GroupQueue:
 
 
 class Topic:
-    """One topic: its messages, oldest first, and its groups.
+    """A topic: its messages, oldest first, and its groups.
 
     Args:
-        retention: seconds for which a message is kept that every group has settled.
-        clock: tells the time.
+        retention: seconds to keep a message after every group has settled it.
+        clock: returns the current time in seconds.
     """
 
     def __init__(self, retention: float, clock: Callable[[], float]) -> None:
@@ -152,31 +152,31 @@ class Topic:
         self.log: dict[int, Stored] = {}
         self.groups: dict[str, GroupQueue] = {}
         self.room: Signal = Signal()
-        # Messages that every group has settled, and when they may be forgotten.
+        # Messages that every group has settled, each with the time at which it may be deleted.
         self._settled: deque[tuple[float, int]] = deque()
 
     def is_full(self, most: float) -> bool:
-        """Tell whether a group has so many messages to settle, or all do that will come."""
+        """Return whether a group has this many unsettled messages; without groups, whether the topic has."""
         for group in self.groups.values():
             if len(group.entries) >= most:
                 return True
         return not self.groups and len(self.log) >= most
 
     def add(self, stored: Stored) -> None:
-        """Take a message in."""
+        """Add a message, for all groups or for the one that it names."""
         self.log[stored.number] = stored
         for name, queue in self.groups.items():
             if stored.group in {None, name}:
                 queue.add(stored)
 
     def settle(self, number: int, group: GroupQueue) -> None:
-        """Let one group have done with a message."""
+        """Settle a message for one group."""
         group.settle(number)
         self.room.send()
-        self.give_up(number)
+        self.discard_unneeded(number)
 
-    def give_up(self, number: int) -> None:
-        """Keep a message that no group needs any more only for the retention."""
+    def discard_unneeded(self, number: int) -> None:
+        """Delete a message after the retention if no group needs it any more."""
         if not self.needs(number):
             if self._retention:
                 self._settled.append((self._clock() + self._retention, number))
@@ -184,22 +184,22 @@ class Topic:
                 del self.log[number]
 
     def forget(self) -> None:
-        """Forget what was settled long enough ago."""
+        """Delete messages whose retention has ended."""
         while self._settled and self._settled[0][0] <= self._clock():
             _, number = self._settled.popleft()
-            # A group that came later may still need it.
+            # A group that was created later may still need it.
             if not self.needs(number):
                 self.log.pop(number, None)
 
     def needs(self, number: int) -> bool:
-        """Tell whether a group has not settled a message."""
-        for group in self.groups.values():  # noqa: SIM110 -- for each message, and a generator takes longer
+        """Return whether any group has not settled a message."""
+        for group in self.groups.values():  # noqa: SIM110 -- runs for each message, and a generator is slower
             if number in group.entries:
                 return True
         return False
 
     def remove(self, number: int) -> None:
-        """Take a message out, whoever has it."""
+        """Delete a message, even if it is leased."""
         del self.log[number]
         for group in self.groups.values():
             if number in group.entries:
@@ -208,7 +208,7 @@ class Topic:
 
 
 class MemoryBackend(Backend):
-    """Topics in memory; they end with the bus."""
+    """Topics in the memory of this process."""
 
     capabilities: Capabilities = Capabilities(durable=False, shared=False)
     queue_type: type[GroupQueue] = GroupQueue
@@ -226,17 +226,17 @@ class MemoryBackend(Backend):
         self._open = True
 
     async def aclose(self) -> None:
-        # The messages stay with this object, but nobody may go on waiting.
+        # The messages stay in this object, but waiting publishers must end.
         self._open = False
         for topic in self._topics.values():
             topic.room.send_all()
 
     def time(self) -> float:
-        """Read the clock of the event loop that runs: a backend may be opened again in another one."""
+        """Return the time of the current event loop, as the backend may be reopened in another one."""
         return self.home.time()
 
     def topic(self, name: str) -> Topic:
-        """Find a topic, which is made if it is new."""
+        """Return a topic, creating it on first use."""
         topic = self._topics.get(name)
         if topic is None:
             topic = self._topics[name] = Topic(self._retention, self.time)
@@ -245,7 +245,7 @@ class MemoryBackend(Backend):
         return topic
 
     def add(self, topic: Topic, content: Content, group: str | None = None) -> str:
-        """Take a message in, for all groups of its topic or for one."""
+        """Add a message for all groups of its topic, or for one; return its id."""
         number = next(self._numbers)
         topic.add(Stored(number, content, time.time(), group))
         return str(number)
@@ -274,7 +274,7 @@ class MemoryBackend(Backend):
                 if membership.from_start and stored.group is None:
                     group.add(stored)
                 else:
-                    topic.give_up(number)
+                    topic.discard_unneeded(number)
         return MemoryMember(self, topic, group, membership)
 
     async def browse(self, topic: str, limit: int) -> list[Delivery]:
@@ -297,14 +297,14 @@ class MemoryBackend(Backend):
 
 
 def numbers(ids: Sequence[str]) -> Iterator[int]:
-    """Give the ids as numbers, without those that are none of ours."""
+    """Yield the ids as numbers, ignoring those that this backend can't have returned."""
     for each in ids:
         if each.isdecimal():
             yield int(each)
 
 
 def deliver(stored: Stored, attempt: int, receipt: object) -> Delivery:
-    """Give a message out."""
+    """Return a delivery of a message."""
     return Delivery(
         id=str(stored.number),
         content=stored.content,
@@ -315,7 +315,7 @@ def deliver(stored: Stored, attempt: int, receipt: object) -> Delivery:
 
 
 class MemoryMember(Member):
-    """A member of a group in memory."""
+    """A member of a group of the memory backend."""
 
     def __init__(self, backend: MemoryBackend, topic: Topic, group: GroupQueue, membership: Membership) -> None:
         self._backend = backend
@@ -329,7 +329,7 @@ class MemoryMember(Member):
             try:
                 await group.news.wait(home, group.next_time())
             except BaseException:
-                # Whoever leaves lets another one watch the time.
+                # Another member has to watch the time instead.
                 group.news.send()
                 raise
         return taken

@@ -1,4 +1,4 @@
-"""Topics in an SQLite file, which several processes may share, and which outlives them."""
+"""Topics in an SQLite file, which several processes may share and which outlives them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from attrs import asdict, evolve
 
-from chanflow._park import Home, running_home
-from chanflow._signal import Signal
-from chanflow._storage import Connection, Database
+from chanflow._loop._home import Home, running_home
+from chanflow._loop._signal import Signal
+from chanflow._sqlite import Connection, Database
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["SqliteBackend"]
 
 POLL = 0.1
-"""Seconds after which to look for what other processes did."""
+"""Seconds between checks for changes made by other processes."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS bus_messages (
@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS bus_deliveries (
 CREATE INDEX IF NOT EXISTS bus_deliveries_of_message ON bus_deliveries (message_id);
 CREATE INDEX IF NOT EXISTS bus_deliveries_of_key ON bus_deliveries (group_id, key, message_id) WHERE key IS NOT NULL;
 """
-# A delivery is ready when it is due: never leased, its delay over, or its lease run out. Of a key, only the oldest is.
+# A delivery is ready if it is due (never leased, or its delay or lease has expired) and no older one has the same key.
 READY = """
 SELECT d.message_id, d.attempt + 1, d.receipt + 1, m.topic, m.key, m.body, m.headers, m.origin, m.published_at
 FROM bus_deliveries AS d JOIN bus_messages AS m ON m.id = d.message_id
@@ -67,7 +67,7 @@ HELD = "group_id = ? AND message_id = ? AND receipt = ?"
 class SqliteBackend(Backend):
     """Topics in an SQLite file.
 
-    Times are those of the machine's clock, which all its processes share.
+    Times are those of the system clock, which all processes of the machine share.
     """
 
     capabilities: Capabilities = Capabilities(durable=True, shared=True)
@@ -77,7 +77,7 @@ class SqliteBackend(Backend):
         self._database: Database
         self._max_pending = max_pending
         self._retention = retention
-        # Who in this process waits for news of a topic, or for room in it.
+        # The signals of tasks in this process that wait for messages of a topic, or for room in it.
         self._listeners: dict[str, set[Signal]] = {}
         self.home: Home
 
@@ -88,17 +88,17 @@ class SqliteBackend(Backend):
     async def aclose(self) -> None:
         await self._database.aclose()
 
-    def tell(self, topic: str) -> None:
-        """Wake those who wait for something to happen in a topic."""
+    def notify(self, topic: str) -> None:
+        """Wake the tasks in this process that wait for a change in a topic."""
         for listener in self._listeners.get(topic, ()):
             listener.send()
 
     def listen(self, topic: str, listener: Signal) -> None:
-        """Let somebody be woken."""
+        """Register a signal to send when something changes in a topic."""
         self._listeners.setdefault(topic, set()).add(listener)
 
     def leave(self, topic: str, listener: Signal) -> None:
-        """Wake somebody no more."""
+        """Unregister a signal."""
         listeners = self._listeners[topic]
         listeners.discard(listener)
         if not listeners:
@@ -118,13 +118,13 @@ class SqliteBackend(Backend):
                     number = await self._database.run(publish)
             finally:
                 self.leave(content.topic, room)
-        self.tell(content.topic)
+        self.notify(content.topic)
         return str(number)
 
     def _is_full(self, connection: Connection, topic: str) -> bool:
         [(most,)] = connection.execute("SELECT max(pending) FROM bus_groups WHERE topic = ?", [topic])
         if most is None and self._max_pending < float("inf"):
-            # Nobody has read from it yet.
+            # The topic has no group yet, so all its messages are pending.
             unread = "SELECT count(*) FROM (SELECT 1 FROM bus_messages WHERE topic = ? LIMIT ?)"
             [(most,)] = connection.execute(unread, [topic, self._max_pending])
         return most is not None and most >= self._max_pending
@@ -170,18 +170,18 @@ class SqliteBackend(Backend):
 
         topics = await self._database.run(replay)
         for each in {topic, *topics}:
-            self.tell(each)
+            self.notify(each)
         return len(topics)
 
     def settle(self, connection: Connection, group: int, number: int) -> None:
-        """Let one group have done with a message."""
+        """Settle a message for one group."""
         connection.execute("DELETE FROM bus_deliveries WHERE group_id = ? AND message_id = ?", [group, number])
         connection.execute("UPDATE bus_groups SET pending = pending - 1 WHERE id = ?", [group])
         forget(connection, "id = ?", number, self._retention)
 
 
 def insert(connection: Connection, content: Content, only_group: str | None = None) -> int:
-    """Take a message in, for all groups of its topic or for one."""
+    """Add a message for all groups of its topic, or for one; return its number."""
     origin = None if content.origin is None else json.dumps(asdict(content.origin))
     headers = json.dumps(dict(content.headers))
     row = [content.topic, content.key, content.body, headers, origin, only_group, time.time()]
@@ -205,7 +205,7 @@ def insert(connection: Connection, content: Content, only_group: str | None = No
 
 
 def join_group(connection: Connection, topic: str, name: str, *, from_start: bool) -> int:
-    """Find a group, which is made if it is new."""
+    """Return the number of a group, creating the group if it doesn't exist."""
     made = connection.execute("INSERT OR IGNORE INTO bus_groups (topic, name) VALUES (?, ?)", [topic, name]).rowcount
     [(group,)] = connection.execute("SELECT id FROM bus_groups WHERE topic = ? AND name = ?", [topic, name])
     if made and from_start:
@@ -223,13 +223,13 @@ def join_group(connection: Connection, topic: str, name: str, *, from_start: boo
             [topic],
         )
     elif made:
-        # What no group needs is kept for nobody.
+        # Messages that were waiting for a first group are not needed.
         forget(connection, "topic = ? AND settled_at IS NULL", topic, 0.0)
     return int(group)
 
 
 def forget(connection: Connection, which: str, argument: object, retention: float) -> None:
-    """Forget messages that every group has settled, and those that were settled long enough ago."""
+    """Delete matching messages that every group has settled, after the retention, and all whose retention has ended."""
     unneeded = f"{which} AND NOT EXISTS (SELECT 1 FROM bus_deliveries WHERE message_id = bus_messages.id)"  # noqa: S608 -- no one else's words
     if retention:
         now = time.time()
@@ -243,7 +243,7 @@ def forget(connection: Connection, which: str, argument: object, retention: floa
 
 
 def remove(connection: Connection, number: int) -> None:
-    """Take a message out, whoever has it."""
+    """Delete a message, even if it is leased."""
     connection.execute(
         "UPDATE bus_groups SET pending = pending - 1"
         " WHERE id IN (SELECT group_id FROM bus_deliveries WHERE message_id = ?)",
@@ -254,7 +254,7 @@ def remove(connection: Connection, number: int) -> None:
 
 
 def read(row: Sequence[Any]) -> Delivery:
-    """Give a message out."""
+    """Return a row as a delivery."""
     number, attempt, receipt, topic, key, body, headers, origin, published_at = row
     content = Content(
         topic=topic,
@@ -267,7 +267,7 @@ def read(row: Sequence[Any]) -> Delivery:
 
 
 class SqliteMember(Member):
-    """A member of a group in an SQLite file."""
+    """A member of a group of the SQLite backend."""
 
     def __init__(self, backend: SqliteBackend, database: Database, membership: Membership, group: int) -> None:
         self._backend = backend
@@ -339,13 +339,13 @@ class SqliteMember(Member):
             return held
 
         held = await self._change(bury)
-        self._backend.tell(dead.topic)
+        self._backend.notify(dead.topic)
         return held
 
     async def _change(self, operation: Any) -> bool:
-        """Carry out what may let others go on."""
+        """Run an operation on the file, and wake the tasks that it may allow to continue."""
         held: bool = await self._database.run(operation)
-        self._backend.tell(self._topic)
+        self._backend.notify(self._topic)
         return held
 
     def _arguments(self, delivery: Delivery) -> list[Any]:

@@ -1,13 +1,12 @@
 """Park the current task and wake it again: the only file that knows asyncio from trio.
 
-The event loop a channel belongs to is its *home*. A task parks by awaiting a *waiter* from
-its home, and another task of that home wakes it with `set_result`. A waiter has the methods of an
-`asyncio.Future` that the waiting rooms use, `done`, `cancelled`, `result` and
-`set_result`, so on asyncio it simply is one. A waiter is done from the moment it was woken
-or its task was cancelled, even if the task has not run yet; a done waiter waits for nothing
-and is skipped.
+The event loop that a channel belongs to is its *home*. A task parks by awaiting a *waiter* from
+its home, and another task in the same loop wakes it with `set_result`. A waiter has those methods of an
+`asyncio.Future` that the waiting rooms use: `done`, `cancelled`, `result` and
+`set_result`. On asyncio, it is a future. A waiter is done as soon as it was woken
+or its task was cancelled, even if the task has not run yet. Waiters that are done are skipped.
 
-asyncio and trio are looked up only when a program already runs one of them, so that `import chanflow` needs neither.
+asyncio and trio are looked up only when a program already runs one of them, so `import chanflow` imports neither.
 """
 
 from __future__ import annotations
@@ -39,29 +38,29 @@ __all__ = [
     "TaskWaiter",
     "Waiter",
     "current_home",
-    "give_up",
     "running_home",
     "set_checkpoint_interval",
+    "withdraw",
 ]
 
 DEFAULT_INTERVAL = 128
 
 TIMED_OUT: Any = type("TIMED_OUT", (), {"__repr__": lambda _: "TIMED_OUT"})()
-"""What `Home.wait` gives when the deadline came first."""
+"""What `Home.wait` returns when the deadline passes first."""
 
 
 CANCELLED: Any = object()
 
 
 class Waiter(Protocol):
-    """One parked task, or a callback that stands for one."""
+    """A parked task, or a callback that takes the place of one."""
 
     def done(self) -> object:
-        """Tell whether it was woken or cancelled."""
+        """Return a true value if it was woken or cancelled."""
         ...
 
     def set_result(self, result: Any, /) -> None:
-        """Wake it; only a waiter that is not done may be woken."""
+        """Wake the waiter with a result; call this only if it is not done."""
         ...
 
 
@@ -69,41 +68,41 @@ class TaskWaiter(Waiter, Awaitable[Any], Protocol):
     """A waiter that the current task can await."""
 
     def cancelled(self) -> bool:
-        """Tell whether it was cancelled before it was woken."""
+        """Return whether it was cancelled before it was woken."""
         ...
 
     def cancel(self) -> object:
-        """Let nobody wake it any more."""
+        """Mark it as done without waking the task."""
         ...
 
     def result(self) -> Any:
-        """Give what it was woken with."""
+        """Return the result it was woken with."""
         ...
 
 
 class Home(ABC):
-    """One running event loop, with its budget of operations that need no trip through it."""
+    """A running event loop, with a budget of operations that may finish without yielding to it."""
 
     __slots__ = ("__weakref__", "_budget", "loop", "running", "thread", "time", "turns", "waiter")
 
     running: Callable[[], object]
-    """Give what runs in this thread, of this kind of event loop; or None."""
+    """Return the event loop of this kind that runs in the current thread, or None."""
     loop: object
-    """What `running` gives here, and nowhere else."""
+    """What `running` returns inside this event loop, and nowhere else."""
     turns: Iterator[object]
-    """What `running` gives, for as many operations as may still finish at once; then nothing.
+    """Calls `running` once for each operation left in the budget; then exhausted.
 
-    So `next(home.turns, None) is home.loop` asks in one go whether the caller is at home and may
-    finish an operation without yielding, and takes it from the budget. It is done for every item, and two separate
-    questions were a tenth of its time.
+    So `next(home.turns, None) is home.loop` checks in one step that the caller runs in this event loop and that
+    the budget is not used up, and takes one operation from it. This happens for every item, and two separate
+    checks cost a tenth of the time of an item.
     """
     thread: int
     waiter: Callable[[], TaskWaiter]
-    """Make a waiter for the current task, which is going to await it."""
+    """Create a waiter for the current task, which must then await it."""
     time: Callable[[], float]
-    """Read the event loop's clock, in seconds."""
+    """Return the time on the event loop's clock, in seconds."""
     shuffles = False
-    """Whether tasks that are woken in one tick may run in another order than that of their waking."""
+    """Whether tasks that are woken in the same tick may run in a different order than they were woken in."""
 
     def __init__(
         self, running: Callable[[], object], waiter: Callable[[], TaskWaiter], time: Callable[[], float]
@@ -116,87 +115,90 @@ class Home(ABC):
         self.refresh()
 
     def ask(self, running: Callable[[], object]) -> None:
-        """Find out in another way what runs in this thread."""
+        """Replace the function that returns the running event loop, and keep the rest of the budget."""
         self.running = running
         self.renew(self.turns_left())
 
     def renew(self, operations: int) -> None:
-        """Set how many operations may finish at once before one must yield to the event loop."""
+        """Set how many operations may finish without waiting before one must yield to the event loop."""
         self._budget = repeat((), operations)
         self.turns = starmap(self.running, self._budget)
 
     def refresh(self) -> None:
-        """Begin a new interval: the caller lets the event loop run now."""
+        """Begin a new interval, because the caller is about to yield to the event loop."""
         # The last operation of an interval is the one that yields.
         self.renew(interval.operations - 1)
 
     def rest(self) -> None:
-        """Take note that the caller is about to wait, so that whoever runs next may use most of an interval.
+        """Record that the caller is about to wait, so that the tasks that run next have at least half an interval.
 
-        A new interval each time would be a tenth of the time of a rendezvous.
+        Beginning a new interval every time would cost a tenth of the time of a rendezvous.
         """
         if self._budget.__length_hint__() * 2 < interval.operations:
             self.refresh()
 
     def charge(self, operations: int) -> None:
-        """Take more operations from the budget, which may be more than are left."""
+        """Take several operations from the budget, down to none left."""
         self.renew(max(self.turns_left() - operations, 0))
 
     def turns_left(self) -> int:
-        """Count the operations that may still finish at once."""
+        """Return how many operations may still finish without yielding."""
         return self._budget.__length_hint__()
 
     def here(self) -> bool:
-        """Tell whether the caller runs in this event loop."""
+        """Return whether the caller runs in this event loop."""
         return self.running() is self.loop
 
     @abstractmethod
     async def checkpoint(self) -> None:
-        """Yield to the event loop, letting a pending cancellation in."""
+        """Yield to the event loop, and let a pending cancellation be delivered."""
 
     async def operate(self) -> None:
-        """Take an operation from the budget, yielding to the event loop when it is used up."""
+        """Take one operation from the budget; if it is used up, yield to the event loop."""
         if next(self.turns, None) is not self.loop:
             await self.checkpoint()
 
     @abstractmethod
     async def wait(self, waiter: TaskWaiter, deadline: float | None) -> Any:
-        """Await a waiter until a deadline on this home's clock; then give `TIMED_OUT`."""
+        """Await a waiter and return its result, or `TIMED_OUT` if the deadline on this home's clock passes first."""
 
     @abstractmethod
     def ended(self) -> bool:
-        """Tell whether this event loop is over for good; from any thread."""
+        """Return whether this event loop has ended for good. Any thread may call this."""
 
     @abstractmethod
     def call_soon(self, callback: Callable[[], object]) -> None:
-        """Run a callback in the event loop, from any thread; RuntimeError if it has ended."""
+        """Schedule a callback in the event loop, from any thread; raises RuntimeError if the loop has ended."""
 
     def defer_cancellation(self, exc: BaseException) -> bool:
-        """Let a cancellation that came too late arrive at the next checkpoint; False if it is none."""
+        """Defer a cancellation that came too late to the next checkpoint; return False if `exc` is no cancellation."""
         # On trio, a task that was woken is not cancelled before its next checkpoint anyway.
         del exc  # pragma: no cover -- see above
         return False  # pragma: no cover -- see above
 
     def cancelled(self) -> bool:
-        """Tell whether somebody has cancelled the current task, or a cancel scope around it."""
+        """Return whether the current task, or a cancel scope around it, has been cancelled."""
         return current_effective_deadline() == -math.inf
 
     def uncancel(self, exc: BaseException) -> bool:
-        """Withdraw the cancellation of the current task itself, and of no scope around it; False if this is none."""
+        """Withdraw the cancellation of the current task itself, but not that of a scope around it.
+
+        Returns False if `exc` is not such a cancellation.
+        """
         del exc
         return False
 
     def serves(self, task_id: int) -> bool:
-        """Tell whether the current task makes a call (`anyio.from_thread.run`) for a thread that a task waits for."""
-        # trio makes such calls in the task that waits for the thread.
+        """Return whether the current task runs an `anyio.from_thread.run` call for a thread that that task awaits."""
+        # trio runs such calls in the task that waits for the thread.
         del task_id
         return False
 
     def on_end(self, callback: Callable[[], object]) -> Callable[[], None]:
-        """Call back when the event loop shuts down; returns a function that cancels this.
+        """Call `callback` when the event loop shuts down; return a function that cancels this.
 
-        Both event loops close the asynchronous generators that were started in them, and that is
-        the one end-of-loop notice that both give.
+        Both event loops close the asynchronous generators that were started in them. That is
+        the only notice of their end that both of them provide.
         """
         watching = True
 
@@ -216,20 +218,20 @@ class Home(ABC):
             nonlocal watching
             if watching:
                 watching = False
-                # A generator that is dropped unfinished makes trio warn.
+                # trio warns about a generator that is garbage collected before it is finished.
                 step(watcher.aclose())
 
         return cancel
 
 
 def step(awaitable: Awaitable[Any]) -> None:
-    """Run to its end what is known not to wait."""
+    """Run an awaitable that never suspends."""
     with suppress(StopIteration):
         awaitable.__await__().send(None)
 
 
 class Interval:
-    """The budget that every home has from one checkpoint to the next."""
+    """The setting of `set_checkpoint_interval`, shared by all homes."""
 
     __slots__ = ("operations",)
 
@@ -241,11 +243,11 @@ interval = Interval()
 
 
 def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
-    """Set how many operations that can finish at once may do so before one yields to the event loop.
+    """Set how often an operation that does not have to wait yields to the event loop anyway.
 
-    An operation that need not wait returns without a trip through the event loop. After so many in
-    a row, whichever tasks and channels they belong to, the next one yields to the event loop first, so that no
-    task starves the others. Like `sys.setswitchinterval`, this is a setting of the whole process.
+    Such an operation returns without a trip through the event loop. But every `operations`-th in
+    a row, counted across all tasks and channels, yields to the event loop first, so that no
+    task starves the others. Like `sys.setswitchinterval`, this setting applies to the whole process.
 
     Args:
         operations: at least 1. 128 by default; 1 makes every operation a checkpoint, as in trio and anyio.
@@ -255,7 +257,7 @@ def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
         TypeError: `operations` is not an int.
 
     Source:
-        tokio's cooperative budget, which is 128 operations too.
+        tokio's cooperative budget, which is also 128 operations.
     """
     check_count("operations", operations, 1)
     interval.operations = operations
@@ -265,7 +267,7 @@ def set_checkpoint_interval(operations: int = DEFAULT_INTERVAL) -> None:
 
 @types.coroutine
 def yield_once() -> Generator[None, None, None]:
-    """Suspend the current asyncio task for one iteration of its loop, as `asyncio.sleep(0)` does."""
+    """Suspend the current asyncio task for one iteration of its event loop, as `asyncio.sleep(0)` does."""
     yield
 
 
@@ -277,13 +279,13 @@ class AsyncioHome(Home):
     loop: asyncio.AbstractEventLoop  # pyright: ignore[reportIncompatibleVariableOverride] # never assigned again
 
     def __init__(self, running: Callable[[], Any]) -> None:
-        import asyncio  # noqa: PLC0415 -- it runs, so that it is there already
+        import asyncio  # noqa: PLC0415 -- its event loop is running, so it is already imported
 
         loop = running()
         make = loop.create_future
         if getattr(type(loop), "create_future", None) is asyncio.BaseEventLoop.create_future:
-            # What that does, without a Python call for each wait. From 3.12 on, looking for the loop that runs is
-            # quicker than passing it.
+            # The same without a Python call for each wait. From 3.12 on, letting the future find the running loop is
+            # faster than passing it.
             make = asyncio.Future if sys.version_info >= (3, 12) else partial(asyncio.Future, loop=loop)
         super().__init__(running, make, loop.time)
         self._asyncio = asyncio
@@ -320,48 +322,52 @@ class AsyncioHome(Home):
 
     def uncancel(self, exc: BaseException) -> bool:
         task = self._asyncio.current_task() if isinstance(exc, self._asyncio.CancelledError) else None
-        # While a scope is cancelled, anyio counts its own requests.
+        # While a scope is cancelled, `task.cancelling()` also counts anyio's own requests.
         if task is None or not task.cancelling() or super().cancelled():
             return False
         while task.uncancel():
-            """There may be several."""
+            """There may be several requests."""
         return True
 
     def serves(self, task_id: int) -> bool:
         task = self._asyncio.current_task()
-        # Nothing but the name of its coroutine tells such a task from others.
+        # Only the name of its coroutine distinguishes such a task from others.
         name: str = getattr(task and task.get_coro(), "__qualname__", "")
         if not name.startswith("AsyncIOBackend.run_async_from_thread."):
             return False
-        # It is in the cancel scope of the task that waits for the thread; where that can't be seen, it counts.
+        # It runs in the cancel scope of the task that waits for the thread. If the scope can't be found, assume that it
+        # does.
         states: Any = getattr(sys.modules.get("anyio._backends._asyncio"), "_task_states", {})
         host = getattr(getattr(states.get(task), "cancel_scope", None), "_host_task", None)
         return host is None or id(host) == task_id
 
 
 def time_out(waiter: Waiter) -> None:
-    """Wake a waiter whose deadline has come."""
+    """Wake a waiter with `TIMED_OUT`, unless it is done."""
     if not waiter.done():
         waiter.set_result(TIMED_OUT)
 
 
 def cancel_again(task: asyncio.Task[Any], requests: int, args: tuple[object, ...]) -> None:
-    """Deliver a deferred cancellation, unless whoever asked for it has withdrawn it meanwhile.
+    """Deliver a deferred cancellation, unless it has been withdrawn in the meantime.
 
-    `asyncio.timeout` and the task groups count: they withdraw theirs with `uncancel()` on leaving.
-    So the number of requests tells whether this one still stands, beside earlier ones whose cancellation the
-    task is dealing with; and it must be the same after as before. The message is kept, since anyio knows its own
-    cancellations by it.
+    `asyncio.timeout` and the task groups withdraw their requests with `uncancel()` when they are left.
+    So the number of requests shows whether this one is still valid, besides earlier ones that the
+    task is already handling; delivering it must not change the number. The message is preserved because anyio
+    recognizes its own cancellations by it.
     """
     if task.cancelling() >= requests and not task.done():
         task.uncancel()
         task.cancel(*args)
 
 
-def give_up(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
-    """Let nobody wake a waiter any more whose task was interrupted; True if it was woken, with None, before that."""
+def withdraw(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
+    """Withdraw a waiter whose task was interrupted, so that it can't be woken any more.
+
+    Returns True if it had already been woken with None: then the caller has to pass on what it was woken for.
+    """
     if isinstance(exc, GeneratorExit) and home.ended():
-        # The remains of a task are collected after its loop was closed: nobody is left to wake.
+        # A task is garbage collected after its event loop was closed, so there is no task left to wake.
         return False
     if not waiter.done():
         waiter.cancel()
@@ -370,14 +376,17 @@ def give_up(waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
 
 @cache
 def trio_waiter(trio: Any) -> Callable[[], TaskWaiter]:
-    """Make the class of trio's waiters."""
-    from outcome import Value  # noqa: PLC0415 -- trio needs it, so that it is there already
+    """Return the class of trio's waiters."""
+    from outcome import Value  # noqa: PLC0415 -- trio has already imported it
 
     current_task, reschedule = trio.lowlevel.current_task, trio.lowlevel.reschedule
     wait_task_rescheduled, succeeded = trio.lowlevel.wait_task_rescheduled, trio.lowlevel.Abort.SUCCEEDED
 
     class TrioWaiter(list[Any]):
-        """A trio task that is about to park, parked, or done: then this holds the outcome. A list is quickly asked."""
+        """The waiter of a trio task: an empty list until it is done, then a list of its outcome.
+
+        It is a list because `list.__len__` is the fastest way to implement `done`.
+        """
 
         __slots__ = ("_task",)
 
@@ -411,7 +420,7 @@ def trio_waiter(trio: Any) -> Callable[[], TaskWaiter]:
 
 
 class TrioHome(Home):
-    """One `trio.run`."""
+    """A run of trio's event loop."""
 
     __slots__ = ("_token", "_trio")
     shuffles = True
@@ -434,7 +443,7 @@ class TrioHome(Home):
 
     def ended(self) -> bool:
         try:
-            # Idempotent calls are kept once, so asking often doesn't fill the run's queue.
+            # trio queues an idempotent call only once, so frequent checks don't fill its queue.
             self._token.run_sync_soon(do_nothing, idempotent=True)
         except self._trio.RunFinishedError:
             return True
@@ -445,23 +454,24 @@ class TrioHome(Home):
 
 
 def do_nothing() -> None:
-    """Be called for nothing."""
+    """Return None: a callback without effect."""
 
 
 def trio_token(trio: Any) -> Any:
-    """Identify the trio run of this thread, or give None where there is none."""
+    """Return the token of the trio run in this thread, or None if there is none."""
     try:
         return trio.lowlevel.current_trio_token()
     except (RuntimeError, AttributeError):
-        # The latter while another thread is still importing it.
+        # AttributeError while another thread is still importing trio.
         return None
 
 
 @cache
 def reach_run(trio: Any) -> Callable[[], object]:
-    """Give a function that identifies the trio run of this thread: by the run itself, else through the public call.
+    """Return a function that identifies the trio run in the current thread, or returns None.
 
-    It is called for every item, and looking into trio's own thread-local takes a tenth of the time.
+    It is called for every item, and reading trio's private thread-local takes a tenth of the time of the public
+    call, which is used if the private one is missing.
     """
     context = getattr(getattr(getattr(trio, "_core", None), "_run", None), "GLOBAL_RUN_CONTEXT", None)
     if isinstance(context, threading.local) and hasattr(context, "runner"):
@@ -470,7 +480,7 @@ def reach_run(trio: Any) -> Callable[[], object]:
 
 
 class Nowhere(Home):
-    """The home of a channel that nobody has parked on yet."""
+    """The home of a channel on which no task has parked yet."""
 
     __slots__ = ()
 
@@ -485,18 +495,21 @@ class Nowhere(Home):
     def ended(self) -> bool:
         return True
 
-    # Nobody is ever here to call them.
+    # Never called, since no task runs in this home.
     checkpoint = wait = call_soon = _no_waiter  # type: ignore[assignment] # pyright: ignore[reportAssignmentType]
 
 
 NOWHERE = Nowhere()
 
-# By the identity of the loop or run. A home keeps its loop alive, so a key can't come to mean another loop.
+# By the id of the loop or run. A home keeps its loop alive, so an id can't be reused for another loop.
 homes: WeakValueDictionary[int, Home] = WeakValueDictionary()
 
 
 class Recent(threading.local):
-    """The home that was asked for last in this thread: kept, or its budget would be new each time."""
+    """The home that was last looked up in this thread.
+
+    The reference keeps the home alive; otherwise each lookup would create one with a new budget.
+    """
 
     home: Home = NOWHERE
 
@@ -505,21 +518,21 @@ recent = Recent()
 
 
 def running_home() -> Home:
-    """Find the home of a coroutine that runs."""
+    """Return the home of the caller, which must run in an event loop."""
     home = current_home()
     assert home is not None
     return home
 
 
 def current_home() -> Home | None:
-    """Find the home of the caller; None outside of any event loop."""
+    """Return the home of the caller, or None outside of any event loop."""
     home = recent.home
     trio = sys.modules.get("trio")
     if home.running() is home.loop and (trio is None or home.shuffles):
         return home
     run = None if trio is None else reach_run(trio)()
-    # The public `get_running_loop` raises where there is none; this one returns None, and is documented for
-    # event loop implementers.
+    # The public `get_running_loop` raises if there is no loop. This one returns None, and is documented for
+    # authors of event loops.
     running = getattr(sys.modules.get("asyncio.events"), "_get_running_loop", do_nothing)
     loop = running()
     if run is None and loop is None:
@@ -535,25 +548,25 @@ def current_home() -> Home | None:
 
 
 def find_home(loop: object, make: Callable[[], Home]) -> Home:
-    """Give the one home of an event loop."""
+    """Return the home of an event loop, creating it on first use."""
     return homes.get(id(loop)) or homes.setdefault(id(loop), make())
 
 
 def find_home_beside_guest(trio: Any, run: object, loop: object) -> Home:
-    """Find the caller's home where trio runs as a guest of asyncio, in the same thread: both seem to run."""
+    """Return the caller's home where trio runs as a guest of asyncio: both seem to be running in the thread."""
     running_run, running_loop = ask_beside_guest(trio)
     if running_run() is run:
         return find_home(run, partial(TrioHome, trio, running_run))
     home = find_home(loop, partial(AsyncioHome, running_loop))
     if home.running is not running_loop:
-        # It is older than the guest.
+        # The home was created before the guest run began.
         home.ask(running_loop)
     return home
 
 
 @cache
 def ask_beside_guest(trio: Any) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Give functions that identify the trio run, and the asyncio loop, of this thread if that is what runs now."""
+    """Return two functions: each returns the trio run, or the asyncio loop, if that is what is running the caller."""
     in_trio_task, trio_run = trio.lowlevel.in_trio_task, reach_run(trio)
     asyncio_loop: Callable[[], object] = sys.modules["asyncio.events"]._get_running_loop
     return (lambda: trio_run() if in_trio_task() else None), (lambda: None if in_trio_task() else asyncio_loop())

@@ -1,20 +1,20 @@
-"""The state of a channel, and every change it can undergo, as plain methods that never wait.
+"""The state of a channel, and every transition, as plain methods that never wait.
 
-All items live in the buffer of one anyio memory object stream. anyio's own waiting is never used:
-the tasks that wait are in two waiting rooms here, which `select` shares. A waiter is woken with None when
-its operation may be finished, or with the class of the error that ends it.
+The items live in the deque of an anyio memory object stream whose own waiting and closing are not used:
+waiting tasks are in two waiting rooms here, which `select` shares. A waiter is woken with None when
+it may complete its operation, or with the class of the error that ends it.
 """
 
 # Invariants:
-# 1. An accepted item is in exactly one place: the buffer, or with the receiver that took it, or counted as dropped.
+# 1. An accepted item is in exactly one place: in the buffer, with the receiver that took it, or counted as dropped.
 #    So sent == received + dropped + len(buffer).
-# 2. Of the two waiting rooms at least one has no live waiter, but for a select that both sends and receives here.
+# 2. At least one of the two waiting rooms has no live waiter, except when a select both sends and receives here.
 # 3. 0 <= reserved <= len(buffer): one reservation for each receiver that was woken and has not run yet. A newcomer
-#    takes only what is not reserved.
-# 4. A receiver waits only while every item is reserved, and not beyond the end unless some are; a sender waits only
-#    while there is no room.
-# 5. len(buffer) - reserved <= capacity, but for items that came back when their receiver was cancelled.
-# 6. Items leave in the order in which they came; waiters are served in the order in which they came.
+#    takes only items that are not reserved.
+# 4. A receiver waits only while every item is reserved, and once the channel is closed, only while some are; a sender
+#    waits only while there is no room.
+# 5. len(buffer) - reserved <= capacity, except for items that were put back when their receiver was cancelled.
+# 6. Items leave in the order in which they were accepted; waiters are served in the order in which they began to wait.
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from anyio import (
 )
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from chanflow._channel._ledger import Ledger
 from chanflow._check import check_count, show
-from chanflow._ledger import Ledger
-from chanflow._park import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, give_up
-from chanflow._room import Outcome, WaitingRoom
+from chanflow._loop._home import NOWHERE, Home, Nowhere, TaskWaiter, Waiter, current_home, withdraw
+from chanflow._loop._wait import Outcome, WaitingRoom
 
 __all__ = [
     "NOTHING",
@@ -46,20 +46,21 @@ __all__ = [
     "ChannelState",
     "ChannelStatistics",
     "ClosedEnd",
-    "Deliverer",
-    "Delivery",
+    "EagerWaiter",
+    "HandedItem",
     "Overflow",
 ]
 
 T = TypeVar("T")
+Stream: TypeAlias = tuple[MemoryObjectSendStream[T], MemoryObjectReceiveStream[T]]
 Overflow: TypeAlias = Literal["block", "drop_newest", "drop_oldest"]
 
 OVERFLOWS: Final = ("block", "drop_newest", "drop_oldest")
-# So low that no room which threads made, and which was not accounted for yet, makes up for it.
+# So low that room made by threads, before it is accounted for, can't raise it above zero.
 NO_ROOM: Final = -sys.maxsize
 NOBODY: Final[WaitingRoom[Any]] = WaitingRoom()
 BARE: Final = 2
-"""The length of the entry of a receiver that has collected nothing yet."""
+"""The length of the entry of a receiver without a partial batch."""
 
 CAUSES: Final[dict[type[Exception], str]] = {
     EndOfStream: "is closed and drained",
@@ -69,10 +70,10 @@ CAUSES: Final[dict[type[Exception], str]] = {
 
 
 class Answer:
-    """What a case of `select` gives that is no item: that it can't happen now, that it was sent, or its error.
+    """Outcome of a case other than an item: not ready, sent, or failed.
 
-    An error that is raised is the case's own: EndOfStream means closed and drained. As an answer, it is what a task
-    ended with.
+    The `error` is the one that the task of a `Result` ended with. Errors of the operation itself, such as EndOfStream
+    for a closed and drained channel, are raised instead.
     """
 
     __slots__ = ("error",)
@@ -86,30 +87,30 @@ SENT = Answer()
 
 
 class ChannelStatistics(NamedTuple):
-    """A look at a channel: anyio's six figures, and three totals.
+    """A snapshot of a channel: the six fields of anyio's statistics, and three totals.
 
-    At every moment `sent == received + dropped + current_buffer_used`.
+    `sent == received + dropped + current_buffer_used` always holds.
     """
 
     current_buffer_used: int
-    """Items in the channel, with those handed to receivers that were woken but have not run yet."""
+    """Items in the channel, including those reserved for receivers that were woken but have not run yet."""
     max_buffer_size: float
     """The capacity."""
     open_send_streams: int
-    """Sending ends that are not closed; a channel none was asked of counts as one."""
+    """Sending ends that are not closed. If none was created, the channel itself counts as one."""
     open_receive_streams: int
-    """Receiving ends that are not closed; a channel none was asked of counts as one."""
+    """Receiving ends that are not closed. If none was created, the channel itself counts as one."""
     tasks_waiting_send: int
     tasks_waiting_receive: int
     sent: int
-    """Items accepted since the channel was made."""
+    """Items accepted since the channel was created."""
     received: int
     dropped: int
-    """Items that the overflow policy threw away."""
+    """Items dropped by the overflow policy."""
 
 
 class Buffer(Protocol[T]):
-    """What is used of the deque in the anyio stream."""
+    """The methods used of the deque in the anyio stream."""
 
     def append(self, item: T, /) -> None: ...
     def extend(self, items: Iterable[T], /) -> None: ...
@@ -120,13 +121,13 @@ class Buffer(Protocol[T]):
 
 
 class PublicBuffer(Generic[T]):
-    """The buffer of an anyio stream through its public calls only."""
+    """The buffer of an anyio stream, accessed only through the public methods of the stream."""
 
     def __init__(self, send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> None:
-        # An end of its own, since items that come back are put in even after the channel was closed.
-        sender = send.clone()
-        finalize(self, sender.close)
-        self.append = sender.send_nowait
+        # The stream stays open as long as this object lives. One that is garbage collected while open warns.
+        finalize(self, send.close)
+        finalize(self, receive.close)
+        self.append = send.send_nowait
         self.popleft = receive.receive_nowait
         self._statistics = receive.statistics
 
@@ -148,17 +149,22 @@ class PublicBuffer(Generic[T]):
 
 
 def reach_buffer(send: MemoryObjectSendStream[T], receive: MemoryObjectReceiveStream[T]) -> Buffer[T]:
-    """Give direct access to the deque in the stream, else through the public calls.
+    """Return the deque in an anyio stream, or if it can't be found, a `PublicBuffer`.
 
-    Nobody ever waits inside the stream, so nobody has to be told when its buffer changes. Going
-    straight there is what makes a channel faster than `asyncio.Queue`.
+    The stream's own waiting and closing are not used, so no task needs to be woken when its deque changes. Direct
+    access to the deque is what makes a channel faster than `asyncio.Queue`.
     """
     buffer = getattr(getattr(receive, "_state", None), "buffer", None)
-    return buffer if type(buffer) is deque else PublicBuffer(send, receive)
+    if type(buffer) is not deque:
+        return PublicBuffer(send, receive)
+    # Only the deque is needed, and a stream that is garbage collected while open warns.
+    send.close()
+    receive.close()
+    return buffer
 
 
-class Delivery:
-    """What a waiter is woken with that has its item already."""
+class HandedItem:
+    """The outcome of a waiter that took its item when it was woken."""
 
     __slots__ = ("item",)
 
@@ -166,11 +172,11 @@ class Delivery:
         self.item: Any = item
 
 
-class Deliverer:
-    """A waiter that takes its item in being woken.
+class EagerWaiter:
+    """A waiter whose item is taken when it is woken, not when its task runs.
 
-    Where woken tasks run in another order than that of their waking, each would take another's item. There, on trio, a
-    task that was woken can't be cancelled any more, so that its item may leave the buffer at once.
+    On trio, tasks that are woken in one tick run in random order, and would take each other's items. But there, a task
+    that was woken can't be cancelled before it runs, so its item may leave the buffer immediately.
     """
 
     __slots__ = ("_state", "_waiter", "done")
@@ -181,32 +187,30 @@ class Deliverer:
         self.done = waiter.done
 
     def set_result(self, outcome: Outcome) -> None:
-        self._waiter.set_result(Delivery(self._state.redeem_at_once()) if outcome is None else outcome)
+        self._waiter.set_result(HandedItem(self._state.redeem_at_once()) if outcome is None else outcome)
 
 
 class Bridge(Protocol):
-    """What a channel that threads use tells them."""
+    """The side of a channel that threads use, as its state sees it."""
 
     def sender_parked(self) -> None:
-        """Make sure that room which threads made is seen by a sender that has just come to wait."""
+        """Make sure that a sender that has just parked sees room that threads made."""
         ...
 
     def closed(self) -> None:
-        """Tell the threads that one side of the channel was closed."""
+        """Refuse further calls from threads, since one side of the channel was closed."""
         ...
 
     def end(self) -> None:
-        """Let all threads go, as the event loop is over."""
+        """Wake all waiting threads with an error, since the event loop has ended."""
         ...
 
 
 class ChannelState(Generic[T]):
-    """What a channel and all its ends share."""
+    """The state that a channel shares with all its ends."""
 
     __slots__ = (
         "__weakref__",
-        "_raw_receive",
-        "_raw_send",
         "bridge",
         "broken",
         "buffer",
@@ -239,12 +243,12 @@ class ChannelState(Generic[T]):
     limit: int
     """The capacity as an int."""
     room: int
-    """How many unreserved items may be in the buffer for one more to be let in."""
+    """One more item fits while fewer than this many items in the buffer are unreserved."""
     reserved: int
     held: int
     receivers: WaitingRoom[tuple[Waiter, object] | tuple[Waiter, object, object]]
     takers: WaitingRoom[tuple[Waiter, object] | tuple[Waiter, object, object]]
-    """The receivers, as senders see them: nobody once the channel is closed."""
+    """The receivers, as senders see them: empty once the channel is closed."""
     senders: WaitingRoom[tuple[Waiter, object, T]]
     passing: bool
     sent: int
@@ -254,10 +258,10 @@ class ChannelState(Generic[T]):
     closed: bool
     broken: bool
     ledger: Ledger[T] | None
-    """What threads have from this channel, once they use it; and how they are told of what happens."""
+    """The room and items lent to threads, once they use this channel; and the object to notify of changes."""
     bridge: Bridge | None
     special: bool
-    """Whether a receiver has to look at more than items and senders: at threads, at closed ends, or at trio's order."""
+    """Whether an operation must check more than items and waiters: threads, closed ends, the overflow policy."""
 
     def __init__(self, capacity: float, name: str | None, overflow: Overflow) -> None:
         check_count("capacity", capacity, 0, infinite=True)
@@ -267,30 +271,28 @@ class ChannelState(Generic[T]):
         if overflow == "drop_oldest" and capacity == 0:
             msg = "capacity must be >= 1 with overflow='drop_oldest', got 0"
             raise ValueError(msg)
-        send, receive = create_memory_object_stream[T](math.inf)
-        self._raw_send, self._raw_receive = send, receive
-        # A stream that is dropped open warns. A destructor here would come too late in a reference cycle.
-        finalize(self, close_streams, send, receive)
-        self.buffer = reach_buffer(send, receive)
+        # A subscript, `create_memory_object_stream[T]`, would make this take twice as long.
+        stream: Stream[T] = create_memory_object_stream(math.inf)
+        self.buffer = reach_buffer(*stream)
         self.capacity = capacity
         self.name = name
         self.overflow = overflow
         self.home = NOWHERE
         self.limit = sys.maxsize if capacity == math.inf else int(capacity)
-        # The same, until a side closes or threads borrow from it.
+        # Equal to the limit until a side is closed or threads borrow room.
         self.room = self.limit
         self.reserved = 0
-        # Items that batches have collected so far, and put back if they are cancelled.
+        # Items in partial batches, which are put back if their receivers are cancelled.
         self.held = 0
-        # Each waits with the end it came through, a sender also with its item, and a receiver with a mark if it has
-        # collected something.
+        # An entry is the waiter and the end it uses; a sender's also has the item, and a receiver's its partial batch
+        # if it has one.
         self.receivers = self.takers = WaitingRoom()
         self.senders = WaitingRoom()
-        # Whether the receiver that is being woken gets the first item, passed on to it, and not the last.
+        # Whether the receiver that is being woken gets the first reserved item, passed on to it, instead of the last.
         self.passing = False
         self.sent = 0
         self.dropped = 0
-        # The channel itself is the first end of each side, until that end is asked for.
+        # The channel itself counts as the first end of each side until that end is created.
         self.open_senders = 1
         self.open_receivers = 1
         self.closed = False
@@ -302,10 +304,10 @@ class ChannelState(Generic[T]):
     def __str__(self) -> str:
         return f"channel {show(self.name)}" if self.name is not None else f"channel at {id(self):#x}"
 
-    # Where it may be used from
+    # The event loop it belongs to
 
     def check(self) -> None:
-        """Refuse a caller in another event loop or thread than the channel's.
+        """Raise an error if the caller is not in the channel's event loop.
 
         Raises:
             RuntimeError: the channel belongs to another event loop.
@@ -322,7 +324,7 @@ class ChannelState(Generic[T]):
             raise RuntimeError(msg)
 
     def evict(self) -> None:
-        """Forget a home whose event loop has ended, and the tasks that were abandoned there."""
+        """Forget a home whose event loop has ended, and the tasks that were waiting there."""
         self.home = NOWHERE
         self.special = True
         bridge, self.bridge = self.bridge, None
@@ -334,7 +336,7 @@ class ChannelState(Generic[T]):
             bridge.end()
 
     def enter(self) -> Home:
-        """Give the caller's home, for an operation that may wait."""
+        """Return the caller's home, for an operation that may wait."""
         home = self.home
         if home.running() is home.loop:
             return home
@@ -346,32 +348,32 @@ class ChannelState(Generic[T]):
         return here
 
     async def arrive(self) -> Home:
-        """Give the caller's home, for an operation that may wait; ends that are closed refuse."""
+        """Return the caller's home, for an operation that may wait. `ClosedEnd` overrides this to yield first."""
         return self.enter()
 
     async def spend(self, home: Home) -> None:
-        """Take an operation that can finish at once from the budget; when it is used up, yield first.
+        """Take an operation that need not wait from the budget; if it is used up, yield to the event loop first.
 
-        Yielding comes before the operation: after it, a cancellation there would lose or double the item.
+        It must yield before the operation: a cancellation after it would lose or duplicate the item.
         """
         if next(home.turns, None) is None:
-            # Whoever waits for the loop has a home, and so has the channel.
+            # The task waits for the event loop here, so from now on the channel belongs to it.
             self.home = home
             await home.checkpoint()
 
     def settle(self, home: Home) -> None:
-        """Take note that the caller is going to wait, which takes nothing from the budget."""
+        """Record that the caller is about to wait, which takes nothing from the budget."""
         self.home = home
         home.rest()
 
     def place(self, waiter: Waiter) -> Waiter:
-        """Give what stands for a receiver in its waiting room."""
-        return Deliverer(self, waiter) if self.home.shuffles else waiter
+        """Return the waiter to put into the waiting room for a receiver."""
+        return EagerWaiter(self, waiter) if self.home.shuffles else waiter
 
     # Sending
 
     def can_put(self) -> bool:
-        """Tell whether `put` would accept an item, drop it or refuse it at once."""
+        """Return whether `put` would accept an item, drop it or raise an error."""
         if (self.takers and self.takers.any_live()) or len(self.buffer) - self.reserved < self.room:
             return True
         if self.ledger is not None:
@@ -379,11 +381,11 @@ class ChannelState(Generic[T]):
         return self.overflow != "block" or self.closed or self.broken or len(self.buffer) - self.reserved < self.room
 
     def put(self, item: T) -> bool:
-        """Accept an item if there is room or a receiver for it, or a policy to drop one.
+        """Accept an item if there is room, a waiting receiver, or an overflow policy; otherwise return False.
 
         Raises:
             ClosedResourceError: the channel was closed.
-            BrokenResourceError: every receiver is closed.
+            BrokenResourceError: all receivers are closed.
         """
         receivers = self.takers
         while receivers:
@@ -405,7 +407,7 @@ class ChannelState(Generic[T]):
         return False
 
     def _make_room(self) -> bool:
-        """Look for room where there seems to be none: with the threads, or by dropping the oldest item."""
+        """Return whether there is room after recalling what was lent to threads, or dropping the oldest item."""
         self.check_sending()
         if self.ledger is not None:
             self.ledger.recall_room()
@@ -414,14 +416,14 @@ class ChannelState(Generic[T]):
         if self.overflow != "drop_oldest":
             return False
         if self.ledger is not None:
-            # What is reserved for threads is not to be dropped.
+            # Items reserved for threads must not be dropped.
             self.ledger.recall_items()
         self.buffer.popleft()
         self.dropped += 1
         return True
 
     def accept(self, items: deque[T]) -> None:
-        """Accept items that were promised room before, even if there is none left."""
+        """Accept items that threads sent into room lent to them, even if there is no other room."""
         while items:
             if self.receivers.any_live():
                 self.put(items.popleft())
@@ -431,7 +433,7 @@ class ChannelState(Generic[T]):
                 items.clear()
 
     def put_many(self, items: deque[T]) -> None:
-        """Accept from the left what there is room or a receiver for."""
+        """Remove items from the left and accept them, as long as there is room or a waiting receiver."""
         while items:
             room = self.room - len(self.buffer) + self.reserved
             if self.takers or room <= 0:
@@ -448,15 +450,15 @@ class ChannelState(Generic[T]):
                 items.clear()
 
     def check_sending(self) -> None:
-        """Raise what a sender gets on a closed or broken channel."""
+        """Raise the error of a sender if the channel is closed or broken."""
         if self.closed:
             raise self.error(ClosedResourceError)
         if self.broken:
             raise self.error(BrokenResourceError)
 
     def leave_senders(self, waiter: TaskWaiter, home: Home, exc: BaseException) -> bool:
-        """Withdraw a sender that was interrupted; True if its item was taken before that."""
-        taken = give_up(waiter, home, exc)
+        """Withdraw an interrupted sender; return whether its item had already been taken."""
+        taken = withdraw(waiter, home, exc)
         if not taken:
             self.senders.leave()
         return taken
@@ -464,26 +466,26 @@ class ChannelState(Generic[T]):
     # Receiving
 
     def can_take(self) -> bool:
-        """Tell whether there is an item for a newcomer: in the buffer, or with a parked sender."""
+        """Return whether there is an item for a newcomer: in the buffer, or with a parked sender."""
         if self.ledger is not None:
-            # From here on no thread takes anything either.
+            # From here on, threads don't take items either.
             self.ledger.recall_items()
         return len(self.buffer) > self.reserved or self.senders.any_live()
 
     def take(self) -> T:
-        """Take the next item; only after `can_take`."""
+        """Take the next item; call this only after `can_take` returned True."""
         if len(self.buffer) > self.reserved:
             item = self.buffer.popleft()
             if self.senders:
                 self.refill()
         else:
-            # A rendezvous. The item goes through the buffer, since others before it may be reserved there.
+            # A rendezvous. The item goes through the buffer, which may contain reserved items that come before it.
             self._admit()
             item = self.buffer.popleft()
         return item
 
     def take_many(self, max_items: int) -> list[T]:
-        """Take what a newcomer may have, the items of parked senders too."""
+        """Take up to `max_items` unreserved items, including those of parked senders."""
         batch: list[T] = []
         while (wanted := max_items - len(batch)) and self.can_take():
             if len(self.buffer) == self.reserved:
@@ -493,7 +495,7 @@ class ChannelState(Generic[T]):
         return batch
 
     def take_behind(self) -> T:
-        """Take the first item that is not reserved, leaving those before it to the receivers woken for them."""
+        """Take the first unreserved item, leaving the items before it for the receivers that were woken for them."""
         if len(self.buffer) == self.reserved:
             self._admit()
         reserved = [self.buffer.popleft() for _ in range(self.reserved)]
@@ -504,27 +506,27 @@ class ChannelState(Generic[T]):
         return item
 
     def set_room(self, lent: int) -> None:
-        """Let in as much as the capacity allows, less what is lent to threads."""
+        """Set the room to the capacity less what is lent to threads."""
         self.room = NO_ROOM if self.closed or self.broken else self.limit - lent
 
     def restore(self, items: list[T]) -> None:
-        """Put items back that were taken before all that is in the buffer, and pass them on to the next receivers."""
+        """Put items back at the head of the buffer, and wake the next receivers for them."""
         if self.home is not NOWHERE and self.home.ended():
-            # The remains of a task are collected after its loop was closed, and with it all that waited there.
+            # A task is garbage collected after its event loop was closed; all other waiters there are gone, too.
             self.evict()
         if self.ledger is not None:
             self.ledger.recall_items()
         self.put_back(items)
 
     def put_back(self, items: list[T]) -> None:
-        """Do so while no thread may take anything."""
+        """Put items back as `restore` does, while the ledger has nothing lent to threads."""
         self.buffer.extendleft(reversed(items))
         self.reserved += len(items)
         self.release(len(items))
 
-    def redeem_outcome(self, outcome: Outcome | Delivery) -> T:
-        """Give a receiver what it was woken with or for."""
-        if isinstance(outcome, Delivery):
+    def redeem_outcome(self, outcome: Outcome | HandedItem) -> T:
+        """Return the item for which a receiver was woken, or raise the error it was woken with."""
+        if isinstance(outcome, HandedItem):
             return cast("T", outcome.item)
         if outcome is not None:
             raise self.error(outcome)
@@ -539,19 +541,19 @@ class ChannelState(Generic[T]):
         return item
 
     def end_if_over(self) -> None:
-        """Tell the end to those who still waited for something to come back."""
+        """Wake the remaining receivers with EndOfStream if the channel is closed and no item can be put back."""
         if self.closed and self.over():
             self.receivers.dismiss(EndOfStream)
 
     def redeem_at_once(self) -> T:
-        """Take the item for a receiver that is just being woken."""
+        """Take the item for a receiver that is being woken, on behalf of its `EagerWaiter` or thread."""
         if self.passing:
             return self.redeem()
         self.reserved -= 1
         return self.buffer.pop()
 
     def release(self, count: int = 1) -> None:
-        """Pass reservations that are not going to be used on to the next receivers."""
+        """Pass unused reservations on to the next receivers, or cancel them if none is waiting."""
         for _ in range(count):
             while self.receivers:
                 waiter = self.receivers.popleft()[0]
@@ -564,35 +566,35 @@ class ChannelState(Generic[T]):
                 self.reserved -= 1
 
     def leave_receivers(self, waiter: TaskWaiter, home: Home, exc: BaseException) -> None:
-        """Withdraw a receiver that was interrupted; what it was woken for goes to the next."""
-        if give_up(waiter, home, exc):
+        """Withdraw an interrupted receiver; if it had been woken for an item, pass that on to the next receiver."""
+        if withdraw(waiter, home, exc):
             self.release()
         else:
             self.receivers.leave()
 
     def refill(self) -> None:
-        """Move parked senders' items into the room there is."""
+        """Accept the items of parked senders as long as there is room."""
         while self.senders and len(self.buffer) - self.reserved < self.room and self.senders.any_live():
             self._admit()
 
     def _admit(self) -> None:
-        """Accept the item of the first parked sender, and wake it."""
+        """Accept the item of the first parked sender, and wake the sender."""
         waiter, _end, item = self.senders.popleft()
         self.buffer.append(item)
         self.sent += 1
         waiter.set_result(None)
 
     def over(self) -> bool:
-        """Tell whether nothing can come any more; what is reserved or held may, should its receiver be cancelled."""
+        """Return whether no more items can arrive; reserved and held ones may be put back by a cancelled receiver."""
         return self.broken or (self.closed and not self.reserved and not self.held)
 
     def check_receiving(self) -> None:
-        """Raise what a receiver gets when nothing is left and nothing can come."""
+        """Raise the error of a receiver if no more items can arrive."""
         if self.over():
             raise self.error(ClosedResourceError if self.broken else EndOfStream)
 
     def drain(self) -> list[T]:
-        """Take what is in the buffer and not reserved."""
+        """Take all unreserved items from the buffer."""
         if self.ledger is not None:
             self.ledger.recall_items()
         items = [self.buffer.popleft() for _ in range(len(self.buffer) - self.reserved)]
@@ -602,7 +604,7 @@ class ChannelState(Generic[T]):
     # Closing
 
     def close_sender(self, waiters: Iterable[Waiter]) -> None:
-        """Close one sending end, on which these wait."""
+        """Close one sending end, waking the given waiters of it; the last one closes the channel."""
         if self.closed:
             return
         self.senders.dismiss_some(waiters, ClosedResourceError)
@@ -611,7 +613,7 @@ class ChannelState(Generic[T]):
             self.close()
 
     def close_receiver(self, waiters: Iterable[Waiter]) -> None:
-        """Close one receiving end, on which these wait."""
+        """Close one receiving end, waking the given waiters of it; the last one breaks the channel."""
         self.special = True
         self.receivers.dismiss_some(waiters, ClosedResourceError)
         self.open_receivers -= 1
@@ -619,30 +621,29 @@ class ChannelState(Generic[T]):
             self.break_off()
 
     def close(self) -> None:
-        """Close for sending: what is in the channel can still be received."""
+        """Close the channel for sending. Items in it can still be received."""
         if self.closed:
             return
         if self.ledger is not None:
-            # What threads have sent before comes before the end.
+            # Items that threads sent earlier come before the end.
             self.ledger.recall_room()
             self.ledger.recall_items()
         self.closed = self.special = True
         self.set_room(0)
-        # Those who wait on may get what comes back, and nothing new.
+        # Receivers that go on waiting may get items that are put back, but no new ones.
         self.takers = NOBODY
         self.open_senders = 0
-        self._raw_send.close()
         self.senders.dismiss(ClosedResourceError)
         if self.over():
             self.receivers.dismiss(EndOfStream)
         else:
-            # A batch that has something is complete now. The others wait for what may still come back.
+            # Partial batches are complete now. The other receivers wait for items that may still be put back.
             self.receivers.dismiss(EndOfStream, lambda entry: len(entry) > BARE)
         if self.bridge is not None:
             self.bridge.closed()
 
     def break_off(self) -> None:
-        """Close for receiving: nobody is going to take what is in the channel."""
+        """Close the channel for receiving: sending raises BrokenResourceError, and items stay for `drain`."""
         if self.ledger is not None:
             self.ledger.recall_room()
             self.ledger.recall_items()
@@ -650,32 +651,29 @@ class ChannelState(Generic[T]):
         self.set_room(0)
         unread = len(self.buffer) - self.reserved
         if unread:
-            import logging  # noqa: PLC0415 -- only who has something to say waits for it
+            import logging  # noqa: PLC0415 -- imported only when there is something to log
 
             logging.getLogger("chanflow").warning(
                 "%s was closed by its last receiver with %d unread item(s)", self, unread
             )
-        if not len(self.buffer):
-            # Later this would put what is left out of reach of `drain`; the destructor does it then.
-            self._raw_receive.close()
         self.senders.dismiss(BrokenResourceError)
         self.receivers.dismiss(ClosedResourceError)
         if self.bridge is not None:
             self.bridge.closed()
 
     def error(self, kind: type[Exception]) -> Exception:
-        """Make the error that ends an operation, naming the channel and the cause."""
+        """Return an error of this class that names the channel and the cause."""
         return kind(f"{self} {CAUSES[kind]}")
 
     def count_free(self) -> int:
-        """Count the items that a newcomer may have from the buffer."""
+        """Return the number of unreserved items in the buffer."""
         if self.ledger is not None and self.home.here():
             self.ledger.recall_items()
-        # In another thread, what threads took may not be accounted for yet.
+        # Called from another thread, items that threads took may not be accounted for yet.
         return max(0, len(self.buffer) - self.reserved)
 
     def statistics(self) -> ChannelStatistics:
-        """Count."""
+        """Return the numbers of items, ends and waiting tasks, and the totals."""
         self.count_free()
         used = len(self.buffer)
         return ChannelStatistics(
@@ -691,19 +689,13 @@ class ChannelState(Generic[T]):
         )
 
 
-def close_streams(send: MemoryObjectSendStream[Any], receive: MemoryObjectReceiveStream[Any]) -> None:
-    """Close both ends of an anyio stream."""
-    send.close()
-    receive.close()
-
-
 class ClosedEnd:
-    """What an end operates on once it is closed: everything is refused."""
+    """Takes the place of the state in an end that was closed: every operation raises ClosedResourceError."""
 
     __slots__ = ("_state",)
-    # Of its own, since an operation that need not wait may be carried out nowhere.
+    # Not `NOWHERE`, with which an operation that need not wait could skip the check.
     home = Nowhere()
-    # Nothing is there, and nobody.
+    # No items and no waiters.
     buffer = receivers = takers = senders = ()
     reserved = room = 0
     special = True
@@ -712,14 +704,14 @@ class ClosedEnd:
         self._state = state
 
     def check(self) -> NoReturn:
-        """Refuse."""
+        """Raise ClosedResourceError."""
         msg = f"this end of {self._state} is closed"
         raise ClosedResourceError(msg)
 
     enter = check
 
     async def arrive(self) -> NoReturn:
-        """Refuse, which takes from the budget as whatever finishes at once."""
+        """Raise ClosedResourceError, after taking an operation from the budget like any that need not wait."""
         home = current_home()
         if home is not None:
             await home.operate()

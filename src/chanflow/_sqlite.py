@@ -1,4 +1,4 @@
-"""One SQLite file, owned by a thread: the event loop sends it requests, and it carries out many in one transaction."""
+"""An SQLite file owned by a thread: the event loop queues operations, and the thread runs many in one transaction."""
 
 from __future__ import annotations
 
@@ -15,30 +15,27 @@ from typing import Any, Generic, TypeVar, cast
 
 from anyio import CancelScope, ClosedResourceError, Event
 
-from chanflow._park import Home, running_home
+from chanflow._errors import StorageError
+from chanflow._loop._home import Home, running_home
 
-__all__ = ["Database", "StorageError"]
+__all__ = ["Database"]
 
 T = TypeVar("T")
 Connection = sqlite3.Connection
 Operation = Callable[[Connection], T]
 
 BATCH = 256
-"""The most requests in one transaction: each waits for all."""
+"""The maximum number of operations in one transaction. Each caller waits until the whole batch is committed."""
 WATCH_INTERVAL = 1.0
-"""Seconds after which an idle thread looks whether its event loop is still there."""
+"""Seconds between an idle thread's checks that its event loop still exists."""
 BUSY_TIMEOUT = 30.0
-"""Seconds for which another process may keep the file to itself."""
+"""Seconds to wait for another process that has locked the file."""
 BUSY_INTERVAL = 0.01
-"""Seconds from one look whether it still does to the next, where SQLite itself doesn't wait."""
+"""Seconds between attempts to get the lock, where SQLite itself doesn't wait for it."""
 
 
-class StorageError(Exception):
-    """Where messages or tasks are kept can't be reached, is full or damaged, or is no such place; it has the cause."""
-
-
-class Request(Generic[T]):
-    """An operation, and what came of it."""
+class QueuedOperation(Generic[T]):
+    """An operation in the queue of the thread, and its outcome."""
 
     __slots__ = ("abandoned", "done", "error", "operation", "undo", "value")
 
@@ -52,12 +49,13 @@ class Request(Generic[T]):
 
 
 class Database:
-    """An SQLite file that several processes may have open; in one event loop, all share one thread and connection.
+    """An SQLite file that several processes may have open; within an event loop, all users share one thread.
 
-    Requests that wait at the same time are carried out in one transaction, in their order, each as if it were
-    alone: one that fails takes nothing of the others back. What has returned is on the disk.
+    Operations that are waiting at the same time run in one transaction, in the order in which they were queued.
+    Each runs in a savepoint of its own: one that fails is rolled back alone. Once `run` has returned, the change is on
+    the disk.
 
-    One that only reads has a thread and a connection of its own, and waits for nobody who writes.
+    A read-only database has its own thread and connection, and never waits for writers.
     """
 
     def __init__(self, path: Path, home: Home, *, reads: bool) -> None:
@@ -65,9 +63,9 @@ class Database:
         self._home = home
         self._reads = reads
         self._users = 0
-        # None is the end. A channel would take two more trips through the event loop for each request.
-        self._requests: SimpleQueue[Request[Any] | None] = SimpleQueue()
-        # Requests that their callers have not come back from, or that are undone for them.
+        # None marks the end. A channel would cost two more trips through the event loop for each operation.
+        self._queue: SimpleQueue[QueuedOperation[Any] | None] = SimpleQueue()
+        # The number of operations that callers wait for, or that are abandoned and may still have to be undone.
         self._open = 0
         self._closed = False
         self._quiet = Event()
@@ -75,21 +73,21 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path, schema: str, *, reads: bool = False) -> Database:
-        """Open a file, or share what has it open here; each one who does closes it.
+        """Open a file, or share the database if this event loop has it open; every caller must close it.
 
         Args:
-            path: the file, which is made if it is missing.
-            schema: statements that make what is missing in it.
-            reads: whether for reading only.
+            path: the file, which is created if it doesn't exist.
+            schema: SQL statements, separated by semicolons, that create missing tables and indexes.
+            reads: whether the database is only read.
 
         Raises:
-            StorageError: it can't be opened, or is no SQLite file.
+            StorageError: the file can't be opened, or is not an SQLite file.
         """
         home = running_home()
         database = databases.get((path, home, reads))
         if database is None:
             database = databases[path, home, reads] = cls(path, home, reads=reads)
-            # Not a daemon, which would be cut off in the middle of a transaction.
+            # Not a daemon thread: the interpreter would stop it in the middle of a transaction.
             threading.Thread(target=database._serve, name=f"chanflow {path.name}").start()
         database._users += 1
         try:
@@ -100,7 +98,7 @@ class Database:
         return database
 
     async def aclose(self) -> None:
-        """Carry out what was requested before, and close the file once nobody here has it open any more."""
+        """Run all queued operations, and close the file when its last user in this event loop closes it."""
         self._users -= 1
         if not self._users:
             del databases[self._path, self._home, self._reads]
@@ -108,66 +106,66 @@ class Database:
             with CancelScope(shield=True):
                 if self._open:
                     await self._quiet.wait()
-                self._requests.put(None)
+                self._queue.put(None)
                 await self._ended.wait()
 
     async def run(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None = None) -> T:
-        """Carry out an operation in the thread.
+        """Run an operation in the thread and return its value.
 
         Args:
             operation: called with the connection, in a transaction.
-            undo: makes of its value the operation that undoes it, for a caller who is cancelled and never sees it.
+            undo: called with the operation's value if the caller was cancelled; returns the operation that undoes it.
 
         Raises:
-            StorageError: SQLite reported an error; nothing was done.
+            StorageError: SQLite reported an error; the operation had no effect.
             ClosedResourceError: the database is closed.
 
         Cancellation:
-            The operation is carried out nevertheless, and then undone if `undo` is given.
+            The operation still runs, and is then undone if `undo` is given.
         """
         if self._closed:
             msg = f"{self._path} is closed"
             raise ClosedResourceError(msg)
-        request = self._request(operation, undo)
+        queued = self._enqueue(operation, undo)
         try:
-            await request.done.wait()
+            await queued.done.wait()
         except BaseException:
-            request.abandoned = True
-            if request.done.is_set():
-                self._take_back(request)
+            queued.abandoned = True
+            if queued.done.is_set():
+                self._take_back(queued)
             raise
         self._leave()
-        if isinstance(request.error, sqlite3.Error):
-            msg = f"{self._path}: {request.error}"
-            raise StorageError(msg) from request.error
-        if request.error is not None:
-            raise request.error
-        return cast("T", request.value)
+        if isinstance(queued.error, sqlite3.Error):
+            msg = f"{self._path}: {queued.error}"
+            raise StorageError(msg) from queued.error
+        if queued.error is not None:
+            raise queued.error
+        return cast("T", queued.value)
 
-    def _request(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None) -> Request[T]:
-        request = Request(operation, undo)
+    def _enqueue(self, operation: Operation[T], undo: Callable[[T], Operation[object]] | None) -> QueuedOperation[T]:
+        queued = QueuedOperation(operation, undo)
         self._open += 1
-        self._requests.put(request)
-        return request
+        self._queue.put(queued)
+        return queued
 
     def _leave(self) -> None:
         self._open -= 1
         if self._closed and not self._open:
             self._quiet.set()
 
-    def _take_back(self, request: Request[Any]) -> None:
-        """Undo what was done for a caller who was not there any more."""
-        if request.undo is not None and request.error is None:
-            self._request(request.undo(request.value), None).abandoned = True
+    def _take_back(self, queued: QueuedOperation[Any]) -> None:
+        """Undo the operation of a caller that was cancelled."""
+        if queued.undo is not None and queued.error is None:
+            self._enqueue(queued.undo(queued.value), None).abandoned = True
         self._leave()
 
-    def _finish(self, batch: list[Request[Any]]) -> None:
-        for request in batch:
-            request.done.set()
-            if request.abandoned:
-                self._take_back(request)
+    def _finish(self, batch: list[QueuedOperation[Any]]) -> None:
+        for queued in batch:
+            queued.done.set()
+            if queued.abandoned:
+                self._take_back(queued)
 
-    # What runs in the thread.
+    # In the thread
 
     def _serve(self) -> None:
         connection: Connection | None = None
@@ -178,10 +176,10 @@ class Database:
                     connection = connection or self._connect()
                     opened = still_there(self._path, opened)
                     transact(connection, batch, "BEGIN" if self._reads else "BEGIN IMMEDIATE")
-                except BaseException as error:  # noqa: BLE001 -- goes to whoever waits
-                    for request in batch:
-                        request.error = request.error or error
-                # Where the event loop has ended, nobody is left to be told.
+                except BaseException as error:  # noqa: BLE001 -- raised in the callers
+                    for queued in batch:
+                        queued.error = queued.error or error
+                # If the event loop has ended, no caller is left to wake.
                 with suppress(RuntimeError):
                     self._home.call_soon(partial(self._finish, batch))
         finally:
@@ -190,29 +188,29 @@ class Database:
             with suppress(RuntimeError):
                 self._home.call_soon(self._ended.set)
 
-    def _next_batch(self) -> list[Request[Any]]:
-        """Wait for requests, and take all that are there; none where no more will come."""
+    def _next_batch(self) -> list[QueuedOperation[Any]]:
+        """Wait for an operation, and take all that are queued; return an empty list at the end."""
         while True:
             try:
-                request = self._requests.get(timeout=WATCH_INTERVAL)
+                queued = self._queue.get(timeout=WATCH_INTERVAL)
                 break
             except Empty:
                 if self._home.ended():
-                    # Left open.
+                    # The event loop ended without closing the database.
                     return []
-        batch: list[Request[Any]] = []
-        # The end comes alone.
-        while request is not None:
-            batch.append(request)
-            request = None if len(batch) == BATCH or self._requests.empty() else self._requests.get()
+        batch: list[QueuedOperation[Any]] = []
+        # The end is queued last, when nothing is open, so it never ends up inside a batch.
+        while queued is not None:
+            batch.append(queued)
+            queued = None if len(batch) == BATCH or self._queue.empty() else self._queue.get()
         return batch
 
     def _connect(self) -> Connection:
         make_private(self._path)
-        # Transactions are begun by hand.
+        # No isolation level: `transact` begins the transactions itself.
         connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None)
         try:
-            # Readers don't wait for writers, and a commit is one write; a crash at any moment leaves a whole file.
+            # With WAL, readers don't wait for writers, a commit is one write, and a crash never leaves a damaged file.
             execute_when_free(connection, "PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
         except BaseException:
@@ -222,17 +220,20 @@ class Database:
 
 
 databases: dict[tuple[Path, Home, bool], Database] = {}
-"""Those that are open."""
+"""The open databases."""
 
 
 def execute_when_free(connection: Connection, statement: str) -> None:
-    """Carry out what SQLite refuses at once, in spite of its timeout, while another process begins with the file."""
-    give_up_at = time.monotonic() + BUSY_TIMEOUT
+    """Execute a statement, retrying while the file is locked.
+
+    While another process is switching the file to WAL, SQLite fails immediately instead of waiting for its timeout.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT
     while True:
         try:
             connection.execute(statement).fetchone()
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
                 raise
             time.sleep(BUSY_INTERVAL)
         else:
@@ -263,29 +264,29 @@ def make_private(path: Path) -> None:
 
 
 def prepare(schema: str, connection: Connection) -> None:
-    """Make what is missing in a file."""
+    """Execute the statements of a schema, which create what doesn't exist yet."""
     for statement in schema.split(";"):
         connection.execute(statement)
 
 
-def transact(connection: Connection, batch: list[Request[Any]], begin: str) -> None:
-    """Carry out requests in one transaction."""
+def transact(connection: Connection, batch: list[QueuedOperation[Any]], begin: str) -> None:
+    """Run a batch of operations in one transaction, and record the outcome of each."""
     connection.execute(begin)
     try:
-        for request in batch:
+        for queued in batch:
             if len(batch) == 1:
-                request.value = request.operation(connection)
+                queued.value = queued.operation(connection)
                 break
-            connection.execute("SAVEPOINT request")
+            connection.execute("SAVEPOINT operation")
             try:
-                request.value = request.operation(connection)
+                queued.value = queued.operation(connection)
             except BaseException as error:
-                request.error = error
+                queued.error = error
                 # A full disk may have ended the whole transaction.
                 if not connection.in_transaction:
                     raise
-                connection.execute("ROLLBACK TO request")
-            connection.execute("RELEASE request")
+                connection.execute("ROLLBACK TO operation")
+            connection.execute("RELEASE operation")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -1,9 +1,9 @@
 """Worker groups: a bounded number of workers, and a result channel for each job."""
 
 # Invariants:
-# 1. An accepted job is in exactly one place: the queue, with one worker, or in `_delayed` between two attempts. It
-#    leaves when its result is done, or into `leftover`.
-# 2. `_busy` handlers run, and never does one start while `_busy >= _limit`.
+# 1. An accepted job is in exactly one place: in the queue, with one worker, or in `_delayed` between two attempts. It
+#    leaves when its result is done, or moves to `leftover`.
+# 2. `_busy` handlers are running, and none starts while `_busy >= _limit`.
 # 3. While jobs are queued, `_limit` workers exist.
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import anyio.lowlevel
 from anyio import BrokenResourceError, CapacityLimiter, ClosedResourceError, EndOfStream, WouldBlock
 from anyio.abc import TaskGroup
 
-from chanflow._attempt import Attempt, check_handler, enter, failure_of_handler, follow, is_async
-from chanflow._channel import Channel, SendChannel
+from chanflow._channel._ends import Channel, SendChannel
 from chanflow._check import check_count, check_seconds, name_of, show
-from chanflow._group import NEVER_BEGAN, PENDING, Failure, Result
-from chanflow._map import Feed, Mapping
-from chanflow._offload import Offload
-from chanflow._park import Home, current_home, give_up, running_home
-from chanflow._retry import Retry, judge
-from chanflow._room import WaitingRoom
+from chanflow._loop._home import Home, current_home, running_home, withdraw
+from chanflow._loop._wait import WaitingRoom
+from chanflow._work._call import Attempt, check_handler, enter, failure_of_handler, follow, is_async
+from chanflow._work._group import NEVER_BEGAN, PENDING, Failure, Result
+from chanflow._work._map import Feed, MapIterator
+from chanflow._work._offload import Offload
+from chanflow._work._retry import Retry, judge
 
 __all__ = ["DeadLetter", "Retry", "WorkerGroup", "WorkerStatistics"]
 
@@ -41,7 +41,7 @@ logger = logging.getLogger("chanflow")
 
 
 class DeadLetter(NamedTuple, Generic[Job]):
-    """A job that failed for good."""
+    """A job that failed and is not retried any more."""
 
     job: Job
     error: Exception
@@ -49,12 +49,12 @@ class DeadLetter(NamedTuple, Generic[Job]):
 
 
 class WorkerStatistics(NamedTuple):
-    """A look at a worker group."""
+    """A snapshot of a worker group."""
 
     workers: int
     """How many handlers may run at the same time."""
     running: int
-    """How many do."""
+    """How many handlers are running."""
     queued: int
     """Jobs that wait for a worker."""
     delayed: int
@@ -63,35 +63,35 @@ class WorkerStatistics(NamedTuple):
     """Tasks that wait to submit a job."""
     succeeded: int
     failed: int
-    """Jobs that failed for good."""
+    """Jobs that failed and are not retried any more."""
     cancelled: int
     retries: int
     """Attempts after the first of each job."""
 
 
 Verdict: TypeAlias = tuple[bool, Exception]
-"""Whether to attempt a failed job again, and the error to fail it with if not."""
+"""Whether to retry a failed job, and the error to fail it with if not."""
 
 
 class JobResult(Result[R]):
-    """A result with the job that it is for, so that a job costs one object."""
+    """A result together with its job, so that a job costs only one object."""
 
     __slots__ = ("cancelling", "context", "expired", "job", "worker")
 
     def __init__(self, home: Home, cancel: Callable[[Any], object], job: Any) -> None:
-        # What `Result` does, in line: this is done for each job.
+        # The constructor of `Result`, inlined because it runs for each job.
         self._home = home
         self._cancel = cancel
         self._attempts = 0
         self._value = PENDING
         self._failure = self._waiting = self._channel = None
         self.job = job
-        # The context of whoever submits it, where its handler runs; None when that is over.
+        # The context of the submitter, in which the handler runs; None when the job has ended.
         self.context: Any = copy_context()
         self.worker: Worker | None = None
-        # Whether somebody asked for its end, so that it is not left over when the group is stopped meanwhile.
+        # Whether its cancellation was requested, so that it is not left over if the group is stopped in the meantime.
         self.cancelling = False
-        # What was decided when the time of its attempt was over, though its thread goes on.
+        # The verdict at the timeout of its attempt, whose thread is still running.
         self.expired: Verdict | None = None
 
 
@@ -101,19 +101,19 @@ class Worker:
     __slots__ = ("blocked", "context", "deadlocked", "group", "result", "retired", "running", "scope", "spent", "task")
 
     context: Context
-    """That of no job."""
+    """The context between jobs."""
 
     def __init__(self, group: WorkerGroup[Any, Any], result: JobResult[Any] | None) -> None:
         self.group = group
         self.result = result
-        # Cancelling its job uses the scope up, and retiring ends the worker.
+        # Cancels the job. The scope is then spent, and replaced unless the worker is retired.
         self.scope = anyio.CancelScope()
         self.spent = False
         self.retired = False
-        # Whether it counts as busy.
+        # Whether it is counted in `_busy`.
         self.running = False
         self.task: int | None = None
-        # The job that its handler waits to submit to the group itself, and whether that is refused.
+        # The job that its handler is waiting to submit to this group, and whether that is refused as a deadlock.
         self.blocked: JobResult[Any] | None = None
         self.deadlocked = False
 
@@ -124,7 +124,7 @@ DEADLOCK = (
     "use a larger buffer, submit_nowait, or another group for the jobs of jobs"
 )
 
-# The job whose handler the current task runs, or was started from.
+# The job whose handler runs in the current task, or has started it.
 inside: ContextVar[JobResult[Any] | None] = ContextVar("inside", default=None)
 
 
@@ -132,32 +132,34 @@ class WorkerGroup(Generic[Job, R]):
     """A bounded number of workers that handle jobs, with a result channel for each job.
 
     Jobs are started in the order in which they were submitted, each in a copy of the context (`contextvars`) of
-    whoever submitted it. A job that fails fails its result, not the group, and a failure that nobody looks at is
-    logged. One that exits, or is cancelled by what it awaits, fails with a RuntimeError that has the cause. Leaving
-    the block normally handles all that was submitted first. Leaving it by an error or a cancellation stops: unfinished
-    results raise ResultCancelledError, and `leftover` has the jobs.
+    its submitter. If a job fails, its result fails, but not the group. The error is logged if it is never
+    retrieved. If a handler exits, or awaits something that was cancelled, its job fails with a RuntimeError caused by
+    that. Leaving the block normally waits until all submitted jobs are done. Leaving it with an error or a cancellation
+    stops the group: unfinished results raise ResultCancelledError, and `leftover` has their jobs.
 
     Args:
         handler: called with each job. An async function runs in the event loop; a sync one in a thread. Type checkers
-            infer job and result from it; for a lambda, say them: `WorkerGroup[int, str](lambda page: ...)`.
+            infer the job and result types from it. For a lambda, give them: `WorkerGroup[int, str](lambda page: ...)`.
         workers: how many handlers may run at the same time, at least 1; 10 by default.
-        buffer: how many jobs may wait for a worker before submitting waits, at least 0; `math.inf` for no bound.
-            100 by default.
-        retry: when to attempt a failed job again; None for never.
-        timeout: seconds that each attempt may take, greater than 0; None for no bound. The attempt then fails with
-            TimeoutError.
-        dead_letters: where to send jobs that failed for good, as `DeadLetter`, with its back-pressure; or None.
+        buffer: how many jobs may wait for a worker before `submit` waits, at least 0; `math.inf` for an unbounded
+            buffer. 100 by default.
+        retry: when to retry a failed job; None for never.
+        timeout: seconds that each attempt may take, greater than 0; None for no time limit. An attempt that takes
+            longer fails with TimeoutError.
+        dead_letters: a channel that receives a `DeadLetter` for each job that failed and is not retried any more; or
+            None. A worker waits while the channel is full.
         offload: where a sync handler runs; only "thread" so far. None chooses by the kind of handler.
 
     Raises:
         ValueError: a number is out of its bounds; `offload` is unknown or given for an async handler.
-        TypeError: `handler` is not callable, `dead_letters` is no channel to send to, or a count is not an int.
+        TypeError: `handler` is not callable, `dead_letters` is not a channel that can be sent to, or a count is not an
+            int.
 
     Source:
         Go's worker pool; sourcegraph/conc, alitto/pond (groups and pools with results).
     """
 
-    # An async function first: to the checkers, it is a function that returns a coroutine, too.
+    # The async overload comes first: to type checkers, an async function is also a function that returns a coroutine.
     @overload
     def __init__(
         self,
@@ -216,25 +218,26 @@ class WorkerGroup(Generic[Job, R]):
         self._limit = workers
         self._retry = retry
         self._dead_letters = dead_letters
-        # How to call the handler; None for the plainest way, in line.
+        # Calls the handler. None for an async handler without a timeout, which is called directly.
         self._attempt = Attempt(handler, CapacityLimiter(math.inf), timeout) if self._sync or timeout else None
         self._queue: Channel[JobResult[R]] = Channel(buffer, f"jobs of {self._name}")
         self._home: Home | None = None
         self._tasks: TaskGroup | None = None
         self._workers: set[Worker] = set()
-        # Jobs that were accepted or wait to be, and have not ended; and handlers that run.
+        # The number of jobs that were accepted, or wait to be, and have not ended; and of running handlers.
         self._jobs = 0
         self._busy = 0
-        # Workers that hold a job but have to wait, because the group was made smaller.
+        # Workers that have a job but must wait, because the group was made smaller.
         self._turns: WaitingRoom[tuple[Any, None]] = WaitingRoom()
         self._delayed: dict[JobResult[R], anyio.CancelScope] = {}
-        # Handlers that wait to submit to this group, and some that were just let in.
+        # The number of handlers that wait to submit to this group, including any that were accepted but have not run
+        # since.
         self._waiting_handlers = 0
         self._feeds: set[Feed[Job, R]] = set()
         self._failures: WeakSet[Failure] = WeakSet()
         self._closing = False
         self._stopping = False
-        # Set when nothing is left to do, and when no task is left; made by who waits for that.
+        # Set when no job is left, and when no task is left; created by a task that waits for that.
         self._drained: anyio.Event | None = None
         self._gone: anyio.Event | None = None
         self._succeeded = self._failed = self._cancelled = self._retries = 0
@@ -267,12 +270,12 @@ class WorkerGroup(Generic[Job, R]):
         return await self._end(exc)
 
     async def _end(self, error: BaseException | None) -> bool | None:
-        """Stop what still runs and wait for it; after draining, that is only idle workers."""
+        """Stop the group and wait for its tasks; after draining, these are only idle workers."""
         assert self._tasks is not None
         self._stop()
         try:
-            # A task group would wrap an error, which had better go on as it is. But a cancellation may be the task
-            # group's own, when a handler raised a KeyboardInterrupt, say.
+            # The task group would wrap an error of the block, so it doesn't get to see it. But it must see a
+            # cancellation, which may be its own, for example after a handler raised KeyboardInterrupt.
             cancelled = isinstance(error, anyio.get_cancelled_exc_class() | BaseExceptionGroup)
             if error is not None and cancelled and not isinstance(error, Exception):
                 swallowed = await self._tasks.__aexit__(type(error), error, error.__traceback__)
@@ -281,14 +284,14 @@ class WorkerGroup(Generic[Job, R]):
                 try:
                     await self._tasks.__aexit__(None, None, None)
                 except anyio.get_cancelled_exc_class():
-                    # The error goes on, and a cancellation that came while it waited must not take its place.
+                    # A cancellation that came while waiting must not replace the error of the block.
                     if error is None:
                         raise
             if (error is None or swallowed) and (self._workers or self._delayed):
                 raise RuntimeError(NEVER_BEGAN)
             return swallowed
         finally:
-            # What had a task that never began is left over, too.
+            # The jobs of tasks that never began are left over, too.
             for worker in list(self._workers):
                 self._put_down(worker)
             self._workers.clear()
@@ -305,20 +308,20 @@ class WorkerGroup(Generic[Job, R]):
         """Submit a job, waiting for room.
 
         Args:
-            job: what the handler is called with.
+            job: the argument for the handler.
 
         Returns:
             The result channel of the job.
 
         Raises:
-            ClosedResourceError: the group is over or shutting down; jobs may then only be submitted by its own
-                handlers.
-            RuntimeError: the group was not entered or belongs to another event loop; or the group is full and
-                every one of its handlers waits for room in it, this one included, so that room could never come.
+            ClosedResourceError: the group has ended, or it is shutting down, when only its own handlers may submit
+                jobs.
+            RuntimeError: the group was not entered, or belongs to another event loop; or the group is full and
+                all of its handlers, including the caller, wait for room in it, which is a deadlock.
 
         Cancellation:
-            Atomic: if the call is cancelled, the job was not submitted. A call that need not wait is a
-            checkpoint only every so often, see :func:`set_checkpoint_interval`.
+            Atomic: if the call is cancelled, the job was not submitted. A call that does not have to wait is only
+            occasionally a checkpoint, see :func:`set_checkpoint_interval`.
         """
         home = self._home
         if home is None or self._closing or next(home.turns, None) is not home.loop:
@@ -353,14 +356,14 @@ class WorkerGroup(Generic[Job, R]):
         """Submit a job if there is room.
 
         Args:
-            job: what the handler is called with.
+            job: the argument for the handler.
 
         Returns:
             The result channel of the job.
 
         Raises:
             WouldBlock: the buffer is full and every worker is busy.
-            ClosedResourceError: the group is shutting down; jobs may then only be submitted by its own handlers.
+            ClosedResourceError: the group is shutting down, when only its own handlers may submit jobs.
             RuntimeError: the group was not entered or belongs to another event loop.
         """
         result: JobResult[R] = JobResult(self._check_open(), self._cancel_job, job)
@@ -372,7 +375,7 @@ class WorkerGroup(Generic[Job, R]):
         home = self._home
         if home is None:
             if self._tasks is not None:
-                # As for those who come while it ends: it is only a moment later.
+                # The same error as while the group is ending, since the caller is only a little later.
                 msg = "the worker group is over"
                 raise ClosedResourceError(msg)
             msg = "a WorkerGroup accepts jobs only inside of its `async with` block"
@@ -389,34 +392,34 @@ class WorkerGroup(Generic[Job, R]):
             raise RuntimeError(msg)
 
     def _ancestor(self) -> Worker | None:
-        """Give the worker whose handler calls, be it from a task or thread that the handler started."""
+        """Return the worker whose handler is the caller, or has started the calling task or thread."""
         job = inside.get()
         worker = None if job is None else job.worker
         return worker if worker is not None and worker.group is self else None
 
     def _caller(self) -> Worker | None:
-        """Give the worker whose handler itself calls, be it through its thread."""
+        """Return the worker whose handler itself is the caller, possibly from its thread."""
         worker = self._ancestor()
-        # Tasks that a handler started don't count: nobody knows whether the handler waits for them.
+        # Tasks that a handler started don't count, as the handler may not be waiting for them.
         if worker is None or self._home is None or not self._home.here():
             return None
         assert worker.task is not None
         return worker if worker.task == anyio.get_current_task().id or self._home.serves(worker.task) else None
 
     def _has_room(self) -> bool:
-        """Tell whether a job would be taken in now."""
+        """Return whether `_accept` would accept a job."""
         queue = self._queue._state
         free = queue.count_free()
         return free < queue.room or (not free and len(self._workers) < self._limit) or queue.receivers.any_live()
 
     def _accept(self, result: JobResult[R]) -> bool:
-        """Take a job in, if there is a worker or room for it."""
+        """Accept a job if there is a worker or room for it; return whether there is."""
         if self._stopping:
-            # A task that was woken before may come here after the group was stopped.
+            # A task that was woken before the group was stopped may reach this afterwards.
             raise ClosedResourceError(SHUTTING_DOWN)
         queue = self._queue._state
         if len(self._workers) < self._limit and not queue.count_free() and not queue.receivers.any_live():
-            # Every worker has a job or was handed one, and this is the next in turn.
+            # Every worker has a job or was handed one, and no queued job comes before this one.
             self._start_worker(result)
         elif not queue.put(result):
             return False
@@ -424,7 +427,7 @@ class WorkerGroup(Generic[Job, R]):
         return True
 
     def _ensure_worker(self) -> None:
-        """Start workers for the jobs that have none, as far as the limit goes."""
+        """Start workers for queued jobs, up to the limit."""
         queue = self._queue._state
         jobs = queue.count_free() + queue.senders.count_live()
         if not self._stopping:
@@ -437,7 +440,7 @@ class WorkerGroup(Generic[Job, R]):
         self._workers.add(worker)
         if result is not None:
             result.worker = worker
-        # Not in the context of some job, which would be kept for as long as the worker is there.
+        # Not in the context of a job, which would then live as long as the worker.
         self._context.copy().run(self._start_task, worker)
 
     def _start_task(self, worker: Worker) -> None:
@@ -445,7 +448,11 @@ class WorkerGroup(Generic[Job, R]):
         self._tasks.start_soon(self._work, worker, name=self._name)
 
     def _check_progress(self, result: JobResult[R]) -> Worker | None:
-        """Refuse to wait where it could never end: when every handler waits for room in its own group."""
+        """Raise an error instead of waiting if every other handler already waits for room in this group.
+
+        Returns:
+            The worker whose handler is the caller and now counts as waiting; None if the caller is no handler.
+        """
         worker = self._caller()
         if worker is None:
             return None
@@ -457,34 +464,35 @@ class WorkerGroup(Generic[Job, R]):
         return worker
 
     def _blocked(self) -> int:
-        """Count the workers whose handlers wait to submit to this group, and were not let in or cancelled yet."""
+        """Return how many workers' handlers are waiting to submit to this group, not yet accepted or cancelled."""
         waiting = {entry[2] for entry in self._queue._state.senders if not entry[0].done()}
         return sum(worker.blocked in waiting for worker in self._workers)
 
     def _break_deadlock(self) -> None:
-        """Refuse one handler its submission, when now that a worker has left all others wait for room."""
+        """Fail the submission of one handler if all remaining handlers wait for room, now that a worker has left."""
         most = max(len(self._workers), self._limit)
-        # The count comes first, since looking at each takes long where there are many.
+        # The cheap count comes first, since `_blocked` looks at every worker.
         if not self._workers or self._stopping or self._waiting_handlers < most or self._blocked() < most:
             return
         worker = next(iter(self._workers))
         worker.deadlocked = True
         self._queue._state.senders.dismiss(ClosedResourceError, lambda entry: entry[2] is worker.blocked)
 
-    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> Mapping[R]:
-        """Handle jobs and iterate over what the handler returns for them.
+    def map(self, jobs: Iterable[Job] | AsyncIterable[Job], *, ordered: bool = True) -> MapIterator[R]:
+        """Handle jobs, and iterate over the values that the handler returns for them.
 
-        At most `workers + buffer` jobs are taken from `jobs` ahead of what was iterated over, so an endless
-        source or large results are fine. When the iteration is left early, or ended by an error, the
+        At most `workers + buffer` jobs are read from `jobs` ahead of the iteration, so an endless
+        source or large results are fine. If the iteration is left early, or ends with an error, the
         jobs that are not finished are cancelled.
 
         Args:
-            jobs: any iterable, asynchronous iterable or channel. An error that it raises comes after the
-                results of the jobs before.
-            ordered: True for the order of `jobs`, False for the order in which they finish.
+            jobs: any iterable, asynchronous iterable or channel. If it raises an error, the iteration raises it after
+                the results of the jobs before.
+            ordered: True for results in the order of `jobs`, False for the order in which they finish.
 
         Returns:
-            An asynchronous iterator. It raises the error of the first job, in its order, that failed for good.
+            An asynchronous iterator. It raises the error of the first job, in that order, that failed and is not
+            retried any more.
 
         Raises:
             TypeError: `jobs` is not iterable.
@@ -498,7 +506,8 @@ class WorkerGroup(Generic[Job, R]):
             msg = f"jobs must be an iterable or asynchronous iterable, got {show(jobs)}"
             raise TypeError(msg)
         self._check_open()
-        return Mapping(Feed(self, jobs, ordered=ordered))
+        window = self._limit + self._queue.capacity
+        return MapIterator(Feed(self, jobs, ordered=ordered, window=window))
 
     # Working
 
@@ -516,7 +525,7 @@ class WorkerGroup(Generic[Job, R]):
                 except EndOfStream:
                     """The group was stopped or made smaller."""
                 except BaseException as error:
-                    # Somebody may have cancelled the worker's asyncio task between two attempts: it goes on.
+                    # The worker's asyncio task may have been cancelled between two attempts. The worker goes on.
                     if self._home is None or not self._home.uncancel(error):
                         raise
                     if worker.result is not None:
@@ -526,7 +535,7 @@ class WorkerGroup(Generic[Job, R]):
                     worker.spent = False
                     worker.scope = anyio.CancelScope()
         except BaseException:
-            # The whole group is being cancelled, and nothing new may start.
+            # The whole group is being cancelled, so no new worker may start.
             self._leave(worker)
             raise
         self._leave(worker)
@@ -534,16 +543,16 @@ class WorkerGroup(Generic[Job, R]):
         self._break_deadlock()
 
     def _leave(self, worker: Worker) -> None:
-        """Take a worker out of the group."""
+        """Remove a worker from the group."""
         self._put_down(worker)
         self._workers.discard(worker)
         self._check_done()
 
     def _wanted(self, worker: Worker) -> bool:
-        """Tell whether a worker is to go on: with the job that it has, or with others."""
+        """Return whether a worker should go on: it has a job, or the group has not become too large."""
         return worker.result is not None or len(self._workers) <= self._limit
 
-    async def _serve(self, worker: Worker) -> None:  # noqa: C901 -- one frame less for each job is worth it
+    async def _serve(self, worker: Worker) -> None:  # noqa: C901 -- saves a frame for each job
         """Handle one job after another, while this worker is wanted and its scope is not spent."""
         queue, home = self._queue._state, self._home
         assert home is not None
@@ -551,56 +560,57 @@ class WorkerGroup(Generic[Job, R]):
             result = worker.result
             if result is None:
                 if len(queue.buffer) > queue.reserved and next(home.turns, None) is home.loop:
-                    # As `receive` does, without a coroutine for each job.
+                    # `receive`, without a coroutine for each job.
                     result = queue.take()
                 else:
-                    # An idle worker need not keep the context of its last job.
+                    # An idle worker should not keep the context of its last job alive.
                     await enter(worker.context)
                     result = await self._queue.receive()
                 worker.result = result
                 result.worker = worker
                 if self._delayed:
-                    # The task that put it back into the queue may not have run since.
+                    # The task that put it back into the queue may not have removed it yet.
                     self._delayed.pop(result, None)
             while self._busy >= self._limit and not result.done:
-                # It was handed over before the group was made smaller.
+                # The job was handed over before the group was made smaller.
                 await self._wait_turn()
             if worker.retired:
                 return
             self._busy += 1
             worker.running = True
-            # A task that was woken may find its job cancelled, or the group stopped, meanwhile.
+            # When the task runs, its job may have been cancelled, or the group stopped, since it was woken.
             while not (worker.spent or result.done):
                 if self._busy > self._limit:
-                    # The group was made smaller while this one kept its job for another attempt.
+                    # The group was made smaller while this worker kept its job between two attempts.
                     await self._wait_again(worker)
                     continue
                 result._attempts += 1
                 try:
-                    # Each attempt begins with what was there when the job was submitted.
+                    # Each attempt begins with the context as it was when the job was submitted.
                     await enter(result.context if self._retry is None else result.context.copy())
                     inside.set(result)
                     if self._attempt is None:
                         value = await self._handler(result.job)
                     else:
-                        # Only a thread goes on after its time; else the error would refer to its result.
+                        # Only a thread continues after its timeout. With an async handler, the error would refer to its
+                        # result through this partial.
                         expired = partial(self._expire, result) if self._sync else None
                         value = await self._attempt.run(partial(self._handler, result.job), expired)
                 except BaseException as error:
-                    # Judged there: a name here for what it failed with would be in its own traceback.
+                    # Judged in another frame: a local variable for the failure would be in its own traceback.
                     if not await self._settle(result, error):
                         raise
                     if result in self._delayed:
                         break
                 else:
                     self._succeeded += result._succeed(value)
-                    # An idle worker need not keep it.
+                    # An idle worker should not keep it alive.
                     del value
                     break
             self._put_down(worker)
 
     async def _wait_again(self, worker: Worker) -> None:
-        """Let others run until it is this worker's turn again, which keeps its job."""
+        """Stop counting as busy, and wait until fewer handlers run; the worker keeps its job."""
         result = worker.result
         assert result is not None
         worker.running = False
@@ -611,14 +621,14 @@ class WorkerGroup(Generic[Job, R]):
         self._busy += 1
 
     async def _wait_turn(self) -> None:
-        """Wait, with a job in hand, until fewer handlers run; after the group was made smaller."""
+        """Wait until fewer handlers run, after the group was made smaller."""
         assert self._home is not None
         waiter = self._home.waiter()
         self._turns.append((waiter, None))
         try:
             await waiter
         except BaseException as exc:
-            if give_up(waiter, self._home, exc):
+            if withdraw(waiter, self._home, exc):
                 self._give_turn()  # pragma: no cover -- only if asyncio itself cancels the worker, in that tick
             self._turns.leave()
             raise
@@ -628,7 +638,7 @@ class WorkerGroup(Generic[Job, R]):
             self._turns.popleft()[0].set_result(None)
 
     def _put_down(self, worker: Worker) -> None:
-        """Let a worker be done with its job, whatever became of it."""
+        """Detach a worker from its job, and record the job as ended unless it is delayed."""
         result = worker.result
         if result is None:
             return
@@ -645,37 +655,37 @@ class WorkerGroup(Generic[Job, R]):
                 self._end_cancelled(result)
             else:
                 self._leave_over(result)
-        # Whoever keeps the result need not keep the job.
+        # A reference to the result should not keep the job alive.
         result.job = result.context = None
         self._jobs -= 1
         if self._drained is not None:
             self._check_done()
 
     def _expire(self, result: JobResult[R], error: TimeoutError) -> None:
-        """Fail a result when its time is over, though its thread goes on."""
+        """Judge an attempt that timed out, and fail the result unless it is retried; its thread is still running."""
         result.expired = self._judge(result, error)[0], error
         if not result.expired[0]:
             self._fail(result, error)
 
     def _judge(self, result: JobResult[R], error: Exception) -> Verdict:
-        """Decide whether a job is worth another attempt."""
+        """Return whether to retry a job, and the error to fail it with if not."""
         if self._retry is None or result.done or self._ends(result):
             return False, error
         return judge(self._retry, error, result._attempts)
 
     def _ends(self, result: JobResult[R]) -> bool:
-        """Tell whether a job must not be attempted again."""
+        """Return whether a job must not be retried, because it was cancelled or the group stopped."""
         return result.cancelling or self._stopping
 
     async def _settle(self, result: JobResult[R], error: BaseException) -> bool:
-        """Settle what became of a failed attempt; False if the worker was interrupted in it."""
+        """Settle a failed attempt by retrying or failing the job; return False if the worker was interrupted in it."""
         home = self._home
         assert home is not None
         failure = failure_of_handler(error, home)
         if failure is None:
             if result.worker is None or result.worker.spent or not home.uncancel(error):
                 return False
-            # Whoever cancelled the worker's asyncio task meant this job: the worker goes on.
+            # `task.cancel()` on the worker's asyncio task cancels only this job; the worker goes on.
             self._end_cancelled(result)
             return True
         verdict, result.expired = result.expired, None
@@ -683,11 +693,11 @@ class WorkerGroup(Generic[Job, R]):
         if again and not self._ends(result):
             await self._attempt_later(result)
         else:
-            await self._give_up(result, failure)
+            await self._bury(result, failure)
         return True
 
     async def _attempt_later(self, result: JobResult[R]) -> None:
-        """Let a job wait for its next attempt: on its own, or else with its worker."""
+        """Delay a job until its next attempt: in a task of its own, or if there are too many, with its worker."""
         assert self._retry is not None
         assert self._tasks is not None
         self._retries += 1
@@ -696,33 +706,33 @@ class WorkerGroup(Generic[Job, R]):
             self._delayed[result] = anyio.CancelScope()
             self._tasks.start_soon(self._delay, result, wait, name=f"{self._name} (retry)")
         else:
-            # So many wait already that one more would exceed the bound: this one keeps its worker.
+            # As many jobs as the buffer holds are already delayed, so this one keeps its worker.
             await anyio.sleep(wait)
 
-    async def _give_up(self, result: JobResult[R], error: Exception) -> None:
-        """Fail a job for good."""
+    async def _bury(self, result: JobResult[R], error: Exception) -> None:
+        """Send a job to the dead letters, and fail its result."""
         sent = False
         if self._dead_letters is not None and (not result.done or result._failure_is(error)):
             try:
                 await self._dead_letters.send(DeadLetter(cast("Job", result.job), error, result._attempts))
                 sent = True
             except (BrokenResourceError, ClosedResourceError, RuntimeError) as refusal:
-                # It is closed, or belongs to another event loop. The failure itself will be logged as any other.
+                # The channel is closed, or belongs to another event loop. The failure is logged unless it is retrieved.
                 logger.warning("job %s could not be sent to the dead letters: %s", show(result.job), refusal)
         self._fail(result, error)
         if sent:
-            # Whoever reads the dead letters looks at it.
+            # The receiver of the dead letter has the error, so it counts as retrieved.
             result.exception()
 
     async def _delay(self, result: JobResult[R], wait: float) -> None:
-        """Put a job back into the queue after a while."""
+        """Put a job back into the queue after the wait."""
         scope = self._delayed[result]
         taken = False
         try:
             with scope:
                 await anyio.sleep(wait)
                 if self._accept(result):
-                    # It is still the same job.
+                    # `_accept` has counted it again, but it is the same job.
                     self._jobs -= 1
                 else:
                     await self._queue.send(result)
@@ -732,10 +742,10 @@ class WorkerGroup(Generic[Job, R]):
         except BaseException as error:
             if self._home is None or not self._home.uncancel(error):
                 raise
-            # Whoever cancelled this asyncio task meant the job.
+            # `task.cancel()` on this asyncio task cancels only the job.
             self._end_cancelled(result)
         finally:
-            # Once it was taken, it may have failed and be delayed again.
+            # If a worker took it, it may have failed and be delayed again by now.
             if self._delayed.get(result) is scope:
                 del self._delayed[result]
             if not taken:
@@ -753,7 +763,7 @@ class WorkerGroup(Generic[Job, R]):
             worker.spent = True
             worker.scope.cancel()
             if not self._sync:
-                # It is done when its handler has stopped.
+                # The result is done when its handler has stopped.
                 return
         elif result in self._delayed:
             self._delayed[result].cancel()
@@ -774,7 +784,7 @@ class WorkerGroup(Generic[Job, R]):
             self._failures.add(failure)
 
     async def _drain(self) -> None:
-        """Wait until no job is left anywhere."""
+        """Wait until all jobs have ended, or the group is stopped."""
         while self._unfinished():
             if self._drained is None or self._drained.is_set():
                 self._drained = anyio.Event()
@@ -790,7 +800,7 @@ class WorkerGroup(Generic[Job, R]):
             self._gone.set()
 
     def _stop(self) -> None:
-        """Cancel whatever is not finished; what becomes of it is seen when its task ends."""
+        """Cancel all unfinished jobs; each is recorded as left over or cancelled when its task ends."""
         self._closing = self._stopping = True
         self._queue._state.close()
         for worker in self._workers:
@@ -803,29 +813,29 @@ class WorkerGroup(Generic[Job, R]):
         self._check_done()
 
     def _collect(self) -> None:
-        """Count the jobs that never got to a worker among those left over."""
+        """Add the jobs that never reached a worker to those left over."""
         for result in (*self._queue._state.drain(), *self._delayed):
             self._leave_over(result)
         self._delayed.clear()
 
     async def shutdown(self, timeout: float | None = None) -> list[Job]:
-        """Stop accepting jobs, handle what was submitted for so long, then cancel the rest.
+        """Stop accepting jobs, wait for the submitted ones until the timeout, then cancel the rest.
 
-        Jobs that the group's own handlers submit meanwhile are still accepted. A sync handler in a thread can't be
-        cancelled and is waited for.
+        Jobs submitted by the group's own handlers are still accepted until then. A sync handler in a thread can't be
+        cancelled, so this waits until it returns.
 
         Args:
-            timeout: seconds for draining, at least 0; None for no bound.
+            timeout: seconds to wait for jobs, at least 0; None for no time limit.
 
         Returns:
-            The jobs that were not finished, of which the results raise ResultCancelledError.
+            The jobs that were not finished. Their results raise ResultCancelledError.
 
         Raises:
             ValueError: `timeout` is negative.
             RuntimeError: called by a handler of the group itself, or the group was not entered.
 
         Cancellation:
-            The group goes on to accept no jobs. Leaving its block stops what is left.
+            The group still accepts no more jobs. Leaving its block stops the remaining ones.
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
@@ -853,7 +863,7 @@ class WorkerGroup(Generic[Job, R]):
     def resize(self, workers: int) -> None:
         """Change how many handlers may run at the same time.
 
-        Making the group smaller interrupts nothing: no handler starts until few enough run.
+        Making the group smaller does not interrupt handlers: none starts until few enough are running.
 
         Args:
             workers: at least 1.
@@ -870,7 +880,7 @@ class WorkerGroup(Generic[Job, R]):
         for _ in range(len(self._workers) - workers):
             if not receivers.any_live():
                 break
-            # Idle ones leave at once, the others after their job.
+            # Idle workers leave immediately, the others after their job.
             receivers.popleft()[0].set_result(EndOfStream)
         for _ in range(workers - self._busy):
             self._give_turn()
@@ -879,7 +889,7 @@ class WorkerGroup(Generic[Job, R]):
             self._break_deadlock()
 
     def statistics(self) -> WorkerStatistics:
-        """Count jobs, and how many handlers run."""
+        """Return the numbers of jobs, running handlers and waiting submitters, and totals of ended jobs."""
         queue = self._queue.statistics()
         return WorkerStatistics(
             workers=self._limit,

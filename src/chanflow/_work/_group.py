@@ -1,4 +1,4 @@
-"""Groups of tasks, and the result channel of each task: Go's errgroup with results."""
+"""Groups of tasks, with a result channel for each task: Go's errgroup with results."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import anyio
 from anyio import BrokenResourceError, WouldBlock
 from anyio.abc import TaskGroup
 
-from chanflow._attempt import failure_of, traceback_of
-from chanflow._channel import Channel
+from chanflow._channel._ends import Channel
+from chanflow._channel._state import NOTHING, Answer
 from chanflow._check import check_count, name_of, show
-from chanflow._park import Home, Waiter, current_home, give_up
-from chanflow._room import Outcome, WaitingRoom
-from chanflow._state import NOTHING, Answer
+from chanflow._loop._home import Home, Waiter, current_home, withdraw
+from chanflow._loop._wait import Outcome, WaitingRoom
+from chanflow._work._call import failure_of, traceback_of
 
 __all__ = ["Group", "Result", "ResultCancelledError"]
 
@@ -30,11 +30,11 @@ Ts = TypeVarTuple("Ts")
 
 
 class ResultCancelledError(BrokenResourceError):
-    """The task was cancelled, by `Result.cancel` or with its group, before it gave a result."""
+    """The task was cancelled, by `Result.cancel` or with its group, before it had a result."""
 
 
 class Failure:
-    """The error that a task ended with; logged if it goes away without anybody having looked at it."""
+    """The error that a task ended with; logged if it is garbage collected before it was retrieved."""
 
     __slots__ = ("__weakref__", "_label", "_seen", "_traceback", "error")
 
@@ -45,16 +45,16 @@ class Failure:
         self._seen = False
 
     def look(self) -> BaseException:
-        """Give the error to somebody."""
+        """Return the error, and mark it as retrieved."""
         self._seen = True
-        # Raising adds to the traceback, so that each one who waits would see the frames of all before.
+        # Raising an error adds to its traceback, so each waiting task would see the frames of those before it.
         return BaseException.with_traceback(self.error, self._traceback)
 
     def report(self) -> None:
-        """Log the error unless somebody has looked at it."""
+        """Log the error unless it was retrieved."""
         if not self._seen:
             self._seen = True
-            import logging  # noqa: PLC0415 -- only who has something to say waits for it
+            import logging  # noqa: PLC0415 -- imported only when there is something to log
 
             logging.getLogger("chanflow").error(
                 "%s failed and nobody looked at its result", self._label, exc_info=self.error
@@ -64,7 +64,7 @@ class Failure:
 
 
 class Callback:
-    """A waiter that is a function to call."""
+    """A waiter that calls a function when it is woken."""
 
     __slots__ = ("_function",)
 
@@ -81,27 +81,27 @@ class Callback:
 PENDING: Any = object()
 
 NEVER_BEGAN = "a task of this group was cancelled before it began, which ends the group"
-"""asyncio doesn't even start it, and the task group beneath ends without a word."""
+"""asyncio doesn't start such a task, and its TaskGroup then ends without an error."""
 
 
 class Result(Generic[T_co]):
-    """What a task will give: a receive-only channel of one item.
+    """The result of a task, as a receive-only channel with one item.
 
-    `await result` gives the value or raises the task's error, as often as it is awaited and to any number of tasks.
-    As a channel, with `receive` or as a case of `select`, it gives its one item once and is closed then. Results are
-    made by `Group.go` and `WorkerGroup.submit`.
+    `await result` returns the value or raises the task's error. Any number of tasks may await it, any number of times.
+    Used as a channel, with `receive` or as a case of `select`, its one item is received once, and then it is closed.
+    Results are created by `Group.go` and `WorkerGroup.submit`.
     """
 
     __slots__ = ("__weakref__", "_attempts", "_cancel", "_channel", "_failure", "_home", "_value", "_waiting")
 
     def __init__(self, home: Home, cancel: Callable[[Result[Any]], object]) -> None:
         self._home = home
-        # How to cancel the task; given the result, so that no closure has to be made for each.
+        # Cancels the task. It is called with the result, so no closure is needed for each.
         self._cancel = cancel
         self._attempts = 0
         self._value: T_co = PENDING
         self._failure: Failure | None = None
-        # Neither the waiting room nor the channel is made before somebody waits there.
+        # The waiting room and the channel are created on first use.
         self._waiting: WaitingRoom[tuple[Waiter, Any]] | None = None
         self._channel: Channel[None] | None = None
 
@@ -116,16 +116,16 @@ class Result(Generic[T_co]):
 
     @property
     def done(self) -> bool:
-        """Whether the task has ended: with a value, an error or by cancellation."""
+        """Whether the task has ended: with a value, with an error or by cancellation."""
         return self._value is not PENDING or self._failure is not None
 
     @property
     def attempts(self) -> int:
-        """How often the task was started: more than once only with `Retry`, 0 while it waits for its turn."""
+        """How often the task was started: 0 while it is queued, more than 1 only with `Retry`."""
         return self._attempts
 
     def exception(self) -> BaseException | None:
-        """Give the error that the task ended with, or None if it gave a value.
+        """Return the error that the task ended with, or None if it ended with a value.
 
         Returns:
             The error; a `ResultCancelledError` if the task was cancelled.
@@ -138,10 +138,10 @@ class Result(Generic[T_co]):
         return None if self._failure is None else self._failure.look()
 
     def cancel(self) -> None:
-        """Cancel the task: one that waits for its turn is never started. It does nothing once the task has ended.
+        """Cancel the task. A queued one is never started. Has no effect once the task has ended.
 
-        The task may take a while to stop; it has when the result is done. A sync handler in a thread can't be
-        stopped: its worker stays busy until it returns, but the result is done at once.
+        The task has stopped when the result is done, which may take a while. A sync handler in a thread can't be
+        stopped: its worker stays busy until it returns, but the result is done immediately.
 
         Raises:
             RuntimeError: the task belongs to another event loop or thread; call it there, as with
@@ -170,7 +170,7 @@ class Result(Generic[T_co]):
             try:
                 yield from waiter.__await__()
             except BaseException as exc:
-                give_up(waiter, home, exc)
+                withdraw(waiter, home, exc)
                 waiting.leave()
                 raise
         if self._failure is None:
@@ -178,7 +178,7 @@ class Result(Generic[T_co]):
         try:
             raise self._failure.look()
         finally:
-            # An error must not refer to itself through its traceback, nor to the result that keeps it.
+            # An error must not refer to itself through its traceback, nor to the result that has it.
             del self
 
     async def receive(self) -> T_co:
@@ -188,12 +188,12 @@ class Result(Generic[T_co]):
             The task's value.
 
         Raises:
-            EndOfStream: the item was received already.
+            EndOfStream: the item was already received.
             ResultCancelledError: the task was cancelled.
-            Exception: the task failed; its error.
+            Exception: the task failed; this is its error.
 
         Cancellation:
-            Atomic: if the call is cancelled, it took nothing, and the task goes on.
+            Atomic: if the call is cancelled, the item was not taken. The task is not cancelled.
         """
         await self._as_channel().receive()
         try:
@@ -209,9 +209,9 @@ class Result(Generic[T_co]):
 
         Raises:
             WouldBlock: the task has not ended.
-            EndOfStream: the item was received already.
+            EndOfStream: the item was already received.
             ResultCancelledError: the task was cancelled.
-            Exception: the task failed; its error.
+            Exception: the task failed; this is its error.
         """
         self._as_channel().receive_nowait()
         try:
@@ -228,7 +228,7 @@ class Result(Generic[T_co]):
             del self
 
     def _as_channel(self) -> Channel[None]:
-        # The item is only a token: the value stays here, for those who await it.
+        # The item in the channel is only a token. The value stays here for tasks that await the result.
         if self._channel is None:
             self._channel = Channel(1, "result")
             self._channel._state.home = self._home
@@ -241,7 +241,7 @@ class Result(Generic[T_co]):
         channel.send_nowait(None)
         channel.close()
 
-    # How the task's owner ends it; only the first end counts.
+    # Called by the owner of the task. Only the first outcome counts.
 
     def _succeed(self, value: Any) -> bool:
         if self.done:
@@ -259,7 +259,7 @@ class Result(Generic[T_co]):
         return failure
 
     def _end_cancelled(self) -> bool:
-        # Cancelling is somebody's decision, not a failure to be logged.
+        # Cancellation is requested, so it is not a failure to log.
         failure = self._fail(ResultCancelledError("the task was cancelled"))
         if failure is not None:
             failure.look()
@@ -285,13 +285,13 @@ class Result(Generic[T_co]):
         if self._channel is not None:
             self._deliver(self._channel)
 
-    # How `select` does it: see `Selectable` there.
+    # The `Selectable` protocol, which is documented in `_select`.
 
     def _ready(self, home: Home) -> bool:
         return self._as_channel()._ready(home)
 
-    def _attempt(self, home: Home | None) -> T_co | Answer:
-        item: Any = self._as_channel()._attempt(home)
+    def _try(self, home: Home | None) -> T_co | Answer:
+        item: Any = self._as_channel()._try(home)
         return item if item is NOTHING else self._received()
 
     def _join(self, waiter: Waiter, home: Home) -> None:
@@ -315,14 +315,14 @@ Job = tuple[Result[Any], Callable[..., Awaitable[Any]], tuple[Any, ...]]
 
 
 class Group:
-    """Tasks that end together: Go's errgroup, with a result for each.
+    """Tasks that end together: Go's errgroup, with a result for each task.
 
-    Leaving the block waits for all tasks. The first that fails cancels the rest, and leaving then raises
-    an ExceptionGroup of what failed, each error once. An error in the block itself does the same.
+    Leaving the block waits for all tasks. If one fails, the others are cancelled, and leaving the block raises
+    an ExceptionGroup of the errors, each error once. An error in the block itself has the same effect.
 
     Args:
-        limit: how many tasks may run at the same time, at least 1; None for no bound. The others wait for their turn
-            in the order in which they came.
+        limit: how many tasks may run at the same time, at least 1; None for no limit. The others are queued, and
+            started in order.
 
     Raises:
         ValueError: `limit` is less than 1.
@@ -338,9 +338,9 @@ class Group:
         self._limit = limit
         self._tasks: TaskGroup | None = None
         self._home: Home | None = None
-        # Those that run, with the scope to cancel each.
+        # The running tasks, each with the scope to cancel it.
         self._running: dict[Result[Any], anyio.CancelScope] = {}
-        # Those that wait for their turn, with the context of the caller.
+        # The queued tasks, each with the context of the caller of `go`.
         self._waiting: deque[tuple[Context, Job]] = deque()
 
     def __repr__(self) -> str:
@@ -355,7 +355,7 @@ class Group:
         return self
 
     def go(self, fn: Callable[[*Ts], Awaitable[T]], /, *args: *Ts) -> Result[T]:
-        """Start a task: Go's `go` statement. It never waits: above the limit, the task waits for its turn instead.
+        """Start a task: Go's `go` statement. It never waits: above the limit, the task is queued instead.
 
         Args:
             fn: an async function; use `functools.partial` for keyword arguments.
@@ -366,7 +366,7 @@ class Group:
 
         Raises:
             TypeError: `fn` is not callable.
-            RuntimeError: the group was not entered, is over, or belongs to another event loop.
+            RuntimeError: the group was not entered, has ended, or belongs to another event loop.
         """
         if not callable(fn):
             msg = f"fn must be an async function, got {show(fn)}"
@@ -384,7 +384,7 @@ class Group:
         return result
 
     def cancel(self) -> None:
-        """Cancel all tasks of the group, and its block; the results that are not done raise ResultCancelledError.
+        """Cancel all tasks of the group, and its block. Results that are not done raise ResultCancelledError.
 
         Raises:
             RuntimeError: the group belongs to another event loop or thread.
@@ -410,20 +410,20 @@ class Group:
                 awaitable = fn(*args)
                 if not isawaitable(awaitable):
                     msg = f"fn must be an async function, but {name_of(fn)} returned {show(awaitable)}"
-                    raise TypeError(msg)  # noqa: TRY301 -- it fails the task, like an error of its own
+                    raise TypeError(msg)  # noqa: TRY301 -- it fails the task like an error of the function
                 result._succeed(await awaitable)
-        except BaseException as error:  # noqa: BLE001 -- what is no failure goes on
+        except BaseException as error:  # noqa: BLE001 -- reraised unless it is a failure
             failure = failure_of(error, home)
             try:
                 if failure is None:
                     if home.uncancel(error):
-                        # Whoever cancelled the asyncio task meant this one: the group goes on.
+                        # `task.cancel()` on the asyncio task cancels only this task; the group goes on.
                         return
                     raise
                 result._fail(failure)
-                # The group itself raises it, so that it counts as looked at.
+                # The group raises it, so it counts as retrieved.
                 result.exception()
-                # Now, before the next in turn would be started.
+                # Before `_next` would start a queued task.
                 self.cancel()
                 if failure is error:
                     raise
@@ -431,11 +431,11 @@ class Group:
             finally:
                 del failure
         finally:
-            # Neither value nor error: it was cancelled.
+            # Without a value or an error, it was cancelled.
             result._end_cancelled()
             del self._running[result]
             self._next()
-            # An error must not refer to the result that keeps it through its traceback.
+            # An error must not refer to the result that has it through its traceback.
             del result, job
 
     def _next(self) -> None:
@@ -450,7 +450,7 @@ class Group:
     def _cancel_one(self, result: Result[Any]) -> None:
         scope = self._running.get(result)
         if scope is None:
-            # It waits for its turn, and `_next` passes over it.
+            # It is queued, and `_next` skips it.
             result._end_cancelled()
         else:
             scope.cancel()
@@ -462,7 +462,7 @@ class Group:
         try:
             swallowed = await self._tasks.__aexit__(exc_type, exc, tb)
         except BaseExceptionGroup as group:
-            # A block that awaits the result of a task that fails raises the very error that the task raises.
+            # A block that awaits the result of a failed task raises the same error object as the task.
             errors = {id(error): error for error in group.exceptions}
             try:
                 raise group.derive(list(errors.values())) from None

@@ -1,4 +1,4 @@
-"""When to attempt a failed job again."""
+"""When to retry a failed job."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from random import Random
 
 from attrs import field, frozen
 
-from chanflow._attempt import failure_of_handler, is_async
 from chanflow._check import check_count, check_number, check_seconds, show
-from chanflow._park import running_home
+from chanflow._loop._home import running_home
+from chanflow._work._call import failure_of_handler, is_async
 
 __all__ = ["Retry", "judge"]
 
 uniform = Random().uniform  # noqa: S311 -- not for security
-"""Of our own generator, so that a program that seeds `random` stays reproducible."""
+"""From our own generator, so that programs that seed `random` stay reproducible."""
 
 
 @frozen
 class Retry:
-    """When to attempt a failed job again: exponential backoff with jitter.
+    """When to retry a failed job: exponential backoff with jitter.
 
-    After the n-th failed attempt the job waits `delay * factor ** (n - 1)` seconds, at most `max_delay`, less a
-    random share of up to `jitter` of that, so that jobs that failed together don't come back together.
+    After the n-th failed attempt, the job waits `delay * factor ** (n - 1)` seconds, at most `max_delay`. A
+    random fraction of up to `jitter` is subtracted, so that jobs that failed together are not retried together.
 
     Args:
-        attempts: how often to attempt a job altogether, at least 1.
+        attempts: the maximum number of attempts, including the first; at least 1.
         delay: seconds to wait after the first failed attempt, at least 0.
-        factor: what the wait grows by with each attempt, at least 1.
-        max_delay: the most seconds to wait, at least 0.
-        jitter: the share of the wait that is random, from 0 to 1.
-        on: the classes of errors that are worth another attempt, or a function that tells of an error whether it is.
+        factor: the factor by which the wait grows with each attempt, at least 1.
+        max_delay: the maximum number of seconds to wait, at least 0.
+        jitter: the fraction of the wait that is random, from 0 to 1.
+        on: the error classes to retry, or a function that returns whether to retry an error.
 
     Raises:
         ValueError: a number is out of its bounds.
-        TypeError: `attempts` is not an int, another figure is no number, or `on` is none of these.
+        TypeError: `attempts` is not an int, another number is not a number, or `on` is neither of these.
 
     Source:
         "Exponential Backoff and Jitter", AWS Architecture Blog; `jitter=1` is its full jitter.
@@ -68,11 +68,11 @@ class Retry:
             raise ValueError(msg)
 
     def wants(self, error: Exception, attempts: int) -> bool:
-        """Tell whether a job is worth another attempt.
+        """Return whether to retry a job.
 
         Args:
-            error: what the last attempt failed with.
-            attempts: how many there were, at least 1.
+            error: the error of the last attempt.
+            attempts: the number of attempts so far, at least 1.
         """
         if attempts >= self.attempts:
             return False
@@ -81,17 +81,17 @@ class Retry:
         wanted: object = self.on(error)
         if isawaitable(wanted):
             if isinstance(wanted, Coroutine):
-                # Nobody is going to await it, and it would warn.
+                # It will never be awaited, and would warn about that.
                 wanted.close()
             msg = f"on returned {show(wanted)}, which nobody awaits; it must tell at once"
             raise TypeError(msg)
         return bool(wanted)
 
     def backoff(self, attempts: int) -> float:
-        """Draw how many seconds to wait for the next attempt.
+        """Return the number of seconds to wait before the next attempt, with random jitter.
 
         Args:
-            attempts: how many there were, at least 1.
+            attempts: the number of attempts so far, at least 1.
         """
         try:
             wait = min(self.delay * float(self.factor) ** (attempts - 1), self.max_delay)
@@ -101,14 +101,14 @@ class Retry:
 
 
 def judge(retry: Retry, error: Exception, attempts: int) -> tuple[bool, Exception]:
-    """Tell whether to attempt again, and the error to tell of: that of a function that should have told, if it failed.
+    """Return whether to retry a job, and the error to report: that of the `on` function, if it failed itself.
 
-    Called while the error is handled, which makes it the context of the other.
+    Call this while the job's error is being handled, so that it becomes the context of the other.
     """
     try:
         return retry.wants(error, attempts), error
     except BaseException as broken:
-        # It is as bad as the handler's.
+        # An error of the `on` function is judged like one of the handler.
         failure = failure_of_handler(broken, running_home())
         if failure is None:
             raise

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import anyio
 from anyio import CapacityLimiter, to_thread
 
-from chanflow._park import running_home
+from chanflow._loop._home import running_home
 
 __all__ = ["Offload", "run_in_thread"]
 
@@ -25,20 +25,20 @@ async def run_in_thread(
     timeout: float | None = None,
     expired: Callable[[TimeoutError], object] | None = None,
 ) -> T:
-    """Call `fn` in a thread, and return only when it has returned.
+    """Call `fn` in a thread, and wait until the call has ended, even after a timeout or a cancellation.
 
     Args:
-        fn: the callable. `anyio.from_thread.check_cancelled` tells it of a cancellation, and of the end of its time.
-        limiter: bounds the threads.
-        timeout: seconds after which the call counts as failed; None for no bound.
-        expired: called with the error at once when the time is over, though the thread can't be stopped.
+        fn: the callable. In it, `anyio.from_thread.check_cancelled` raises after a cancellation or a timeout.
+        limiter: limits the number of threads.
+        timeout: seconds after which the call counts as failed; None for no time limit.
+        expired: called with the TimeoutError when the timeout is exceeded, although the thread is still running.
 
     Raises:
-        TimeoutError: the call took longer than `timeout`; raised once it has returned.
-        Exception: what `fn` raised.
+        TimeoutError: the call took longer than `timeout`; raised once the call has ended.
+        Exception: `fn` raised it.
 
     Cancellation:
-        Waits for the thread first: a running thread can't be stopped.
+        Waits for the thread first, since a running thread can't be stopped.
     """
     thread = Thread(fn)
     if timeout is None:
@@ -47,7 +47,7 @@ async def run_in_thread(
             if failed is not None:
                 raise failed
         finally:
-            # An error must not refer to itself through its traceback.
+            # The error must not refer to itself through its traceback.
             failed = None
         return cast("T", value)
     late: list[TimeoutError] = []
@@ -65,11 +65,11 @@ async def run_in_thread(
             tasks.start_soon(watch)
             try:
                 value, failed = await thread.run(limiter)
-            except BaseException as error:  # noqa: BLE001 -- raised below: the task group would wrap it
+            except BaseException as error:  # noqa: BLE001 -- raised below, since the task group would wrap it
                 failed = error
             tasks.cancel_scope.cancel()
     except anyio.get_cancelled_exc_class() as cancelled:
-        # It came while `watch` was waited for, and must not lose what the call came to.
+        # The cancellation came while waiting for `watch`, after the call had ended: its outcome must not be lost.
         running_home().defer_cancellation(cancelled)
     try:
         if late:
@@ -77,30 +77,30 @@ async def run_in_thread(
         if failed is not None:
             raise failed
     finally:
-        # As above; nor must it refer to whom `expired` tells.
+        # As above; nor must it refer to `expired`.
         late.clear()
         failed = expired = None
     return cast("T", value)
 
 
 class Thread:
-    """A call in a thread, which is waited for whatever happens."""
+    """A call in a thread. Its caller always waits until the call has ended."""
 
     def __init__(self, fn: Callable[[], Any]) -> None:
         self._fn = fn
         self._home = running_home()
         self._lock = threading.Lock()
         self._running = False
-        # Set when it is over; made by who waits for that.
+        # Set when the call has ended; created by a caller that waits for that.
         self._over: anyio.Event | None = None
 
     def _call(self) -> tuple[Any, BaseException | None]:
         self._running = True
         try:
-            # In a tuple, because trio refuses a coroutine in words that say nothing of the handler, and because a
-            # future that raises makes a cycle of its error and itself.
+            # In a tuple, because trio rejects a coroutine with a message that doesn't mention the handler, and because
+            # a future that raises creates a reference cycle with its error.
             return self._fn(), None
-        except BaseException as error:  # noqa: BLE001 -- raised by who waits
+        except BaseException as error:  # noqa: BLE001 -- raised by the caller
             return None, error
         finally:
             with self._lock:
@@ -109,11 +109,11 @@ class Thread:
                     self._home.call_soon(self._over.set)
 
     async def run(self, limiter: CapacityLimiter) -> tuple[Any, BaseException | None]:
-        """Give what the call returned and raised."""
+        """Run the call; return its value and None, or None and its error."""
         try:
             return await to_thread.run_sync(self._call, limiter=limiter)
         except BaseException:
-            # asyncio's own cancellation comes at once, and would leave the thread behind.
+            # asyncio's own cancellation doesn't wait for the thread.
             with self._lock:
                 if self._running:
                     self._over = anyio.Event()
