@@ -380,7 +380,7 @@ def test_mistakes_are_told_in_a_line(place: Path) -> None:
         1,
         f"Error: can't listen on {'a' * 200}: AF_UNIX path too long",
     )
-    without = "import sys; sys.modules['starlette'] = None; from chanflow.cli import main; main()"
+    without = "import sys; sys.modules['starlette'] = None; from chanflow.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", without, "serve", "application:quick"],
         cwd=place,

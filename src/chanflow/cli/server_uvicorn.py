@@ -11,7 +11,7 @@ from typing import Any
 import uvicorn
 from anyio import Event, create_task_group, current_time, sleep
 
-from chanflow.connections import BODY_SECONDS, GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
+from chanflow.cli.connections import BODY_SECONDS, GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
 
 __all__ = ["serve"]
 
@@ -50,7 +50,7 @@ def protocol_of(config: uvicorn.Config, connections: Connections) -> type[asynci
             self._unread = unread
             # A new cycle is a request whose head is there.
             answering = unread or (cycle is not None and not cycle.response_complete)
-            if cycle is not self._seen or (answering and not cycle.more_body):
+            if cycle is not self._seen or (answering and (cycle is None or not cycle.more_body)):
                 self._seen, self._waits_since = cycle, now
             patience = BODY_SECONDS if answering else HEAD_SECONDS
             return now - self._waits_since > patience or now - self._read_at > STALL_SECONDS

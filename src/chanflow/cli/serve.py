@@ -14,18 +14,10 @@ import anyio
 import click
 from anyio.abc import TaskGroup
 
-from chanflow import server
-from chanflow.commands import (
-    CommandError,
-    Option,
-    backend_option,
-    drain_option,
-    find_service,
-    log_option,
-    run,
-    start_logging,
-)
-from chanflow.connections import MAX_CONNECTIONS
+from chanflow.cli import server
+from chanflow.cli.connections import MAX_CONNECTIONS
+from chanflow.cli.errors import CommandError
+from chanflow.cli.worker import Option, backend_option, drain_option, find_service, log_option, run, start_logging
 from chanflow.tasks import TaskService, Token
 from chanflow.tasks._token import parse_tokens
 
@@ -250,7 +242,7 @@ def demo_service(host: str, port: int, backend: str) -> None:
 
     Open the page that it names, submit a report, and watch it.
     """
-    from chanflow.demo_service import make_service  # noqa: PLC0415 -- only this command needs it
+    from chanflow.cli.demos.service import make_service  # noqa: PLC0415 -- only this command needs it
 
     start_logging("text")
     service = make_service()

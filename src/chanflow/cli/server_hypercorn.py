@@ -16,7 +16,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 
-from chanflow.connections import BODY_SECONDS, GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
+from chanflow.cli.connections import BODY_SECONDS, GRACE, HEAD_SECONDS, STALL_SECONDS, Connections, drop_unread
 
 __all__ = ["serve"]
 

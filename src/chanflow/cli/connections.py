@@ -60,9 +60,11 @@ class Connection(Protocol):
 
     def overdue(self, now: float) -> bool:
         """Tell whether its client has been waited for long enough; asked every now and then."""
+        ...
 
     def abort(self) -> None:
         """Close it; where not all of an answer is sent, at once, and what the client has not read is dropped."""
+        ...
 
 
 class Connections(set[Connection]):

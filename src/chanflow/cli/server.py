@@ -13,7 +13,7 @@ from urllib.parse import unquote
 from anyio import TASK_STATUS_IGNORED, Event
 from anyio.abc import TaskStatus
 
-from chanflow.connections import BACKLOG, MAX_CONNECTIONS, Connections, bound_by_files
+from chanflow.cli.connections import BACKLOG, MAX_CONNECTIONS, Connections, bound_by_files
 
 __all__ = ["below", "is_root_path", "listen", "listen_on_path", "serve"]
 
@@ -121,8 +121,8 @@ async def serve(
     """
     # Each takes long to import, and may be missing.
     if backend == "trio":
-        from chanflow.server_hypercorn import serve as serve_by  # noqa: PLC0415
+        from chanflow.cli.server_hypercorn import serve as serve_by  # noqa: PLC0415
     else:
-        from chanflow.server_uvicorn import serve as serve_by  # noqa: PLC0415
+        from chanflow.cli.server_uvicorn import serve as serve_by  # noqa: PLC0415
     connections = Connections(bound_by_files(max_connections))
     await serve_by(app, taken, connections, stop, task_status.started)

@@ -16,8 +16,8 @@ import anyio
 from anyio import CancelScope, open_signal_receiver
 from attrs import define, field
 
-from chanflow._visible import visible
-from chanflow.demo import Digest, Summary, checksum_line, digest_tree, measure_speedup
+from chanflow.cli.demos.digest import Digest, Summary, checksum_line, digest_tree, measure_speedup
+from chanflow.cli.visible import visible
 
 try:
     import click
@@ -26,16 +26,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("the chanflow command needs click and rich: pip install 'chanflow[cli]'")
 
+from chanflow.cli.errors import INTERRUPTED, UsageError
+
 __all__ = ["main"]
-
-INTERRUPTED = 130
-"""The exit status that shells give to a command that Ctrl-C ended."""
-
-
-class UsageError(click.ClickException):
-    """An error of one line, without the usage that click would add."""
-
-    exit_code = 2
 
 
 @contextmanager
@@ -74,7 +67,7 @@ def main() -> None:
 def add_commands() -> None:
     """Add the commands that need more than the command itself does."""
     try:
-        from chanflow import commands, serve  # noqa: PLC0415 -- what they need may be missing
+        from chanflow.cli import serve, tasks, worker  # noqa: PLC0415 -- what they need may be missing
     except ModuleNotFoundError as error:
         missing = error.name
 
@@ -88,7 +81,7 @@ def add_commands() -> None:
         for name in ("tasks", "worker", "serve", "demo-service"):
             main.add_command(unavailable, name)
     else:
-        for command in (commands.tasks, commands.worker, serve.serve, serve.demo_service):
+        for command in (tasks.tasks, worker.worker, serve.serve, serve.demo_service):
             main.add_command(command)
 
 
