@@ -28,7 +28,8 @@ from chanflow import Retry
 from chanflow._check import show
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
 from chanflow.bus.backends.memory import MemoryBackend, MemoryMember
-from tests.conftest import whole
+from tests.support.faulty_bus import Faulty, fail
+from tests.support.messages import whole
 
 pytestmark = pytest.mark.anyio
 
@@ -434,27 +435,6 @@ async def test_cancelling_consume_gives_back() -> None:
 
 
 # What goes wrong in a backend
-
-
-class Faulty(MemoryBackend):
-    """A backend whose members do in some calls what a test says."""
-
-    def __init__(self, **calls: Callable[..., Any]) -> None:
-        super().__init__(max_pending=math.inf, retention=0.0)
-        self.calls = calls
-
-    async def join(self, membership: Any) -> Any:
-        if "join" in self.calls:
-            await self.calls["join"]()
-        member = await super().join(membership)
-        for name, call in self.calls.items():
-            setattr(member, name, partial(call, getattr(member, name, None)))
-        return member
-
-
-async def fail(*_arguments: Any, **_options: Any) -> Any:
-    msg = "the disk is gone"
-    raise StorageError(msg)
 
 
 async def test_a_subscription_that_cannot_begin() -> None:

@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
-from tests.test_demo import COMMAND, PATIENCE
+from tests.support.command import COMMAND, PATIENCE
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from anyio.abc import TaskGroup
 
 from chanflow import Case, Channel, ReceiveChannel, Send, SendChannel, after, select, select_nowait
 from chanflow._channel import _select as select_module
-from tests.conftest import at_rest
+from tests.support.channels import assert_at_rest
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ async def test_fifo_asynch() -> None:
     for number in range(10):
         await channel.send(number)
     assert [await channel.receive() for _ in range(10)] == list(range(10))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_fifo_synch() -> None:
@@ -83,7 +83,7 @@ async def test_fifo_synch() -> None:
             await channel.send(number)
         await turn.receive()
     assert took == list(range(10))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_fifo_of_waiters() -> None:
@@ -110,8 +110,8 @@ async def test_fifo_of_waiters() -> None:
             tasks.start_soon(channel.send, number)
             await wait_all_tasks_blocked()
         assert [channel.receive_nowait() for _ in range(20)] == list(range(20))
-    assert at_rest(channel)
-    assert at_rest(quiet)
+    assert_at_rest(channel)
+    assert_at_rest(quiet)
 
 
 async def test_goroutines() -> None:
@@ -126,7 +126,7 @@ async def test_goroutines() -> None:
             tasks.start_soon(add_one, left, right)
         await links[-1].send(1)
         assert await links[0].receive() == 1_001
-    assert all(map(at_rest, links))
+    assert_at_rest(*links)
 
 
 @pytest.mark.parametrize("buffer", [0, 10])
@@ -156,7 +156,7 @@ async def test_nonblock(buffer: int, item: Any) -> None:
         assert sent == []
         assert [select_nowait(channel).item for _ in range(buffer + 1)] == [item] * (buffer + 1)
     assert sent == [None]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_doubleselect() -> None:
@@ -182,7 +182,7 @@ async def test_doubleselect() -> None:
                 tasks.start_soon(forward, channel, out.clone())
         tasks.start_soon(send)
         assert sorted([number async for number in collected]) == list(range(count))
-    assert all(map(at_rest, [*channels, collected]))
+    assert_at_rest(*channels, collected)
 
 
 async def test_select() -> None:
@@ -213,8 +213,8 @@ async def test_select() -> None:
         tasks.start_soon(send)
     assert sorted(got) == list(range(1_000))
     assert abs(data.statistics().sent - control.statistics().sent) <= 1
-    assert at_rest(data)
-    assert at_rest(control)
+    assert_at_rest(data)
+    assert_at_rest(control)
 
 
 async def test_select2() -> None:
@@ -234,8 +234,8 @@ async def test_select2() -> None:
         tasks.start_soon(send)
         tasks.start_soon(receive)
     assert len(dummy._state.senders) == 0
-    assert at_rest(channel)
-    assert at_rest(dummy)
+    assert_at_rest(channel)
+    assert_at_rest(dummy)
 
 
 async def test_select3() -> None:
@@ -262,7 +262,7 @@ async def test_select3() -> None:
         with pytest.raises((EndOfStream, ClosedResourceError)):
             assert not await blocks(operation)
     assert full.drain() == [3]
-    assert all(map(at_rest, [empty, full, closed]))
+    assert_at_rest(empty, full, closed)
 
 
 async def test_select4() -> None:
@@ -272,8 +272,8 @@ async def test_select4() -> None:
     channel.send_nowait(42)
     case = await select(blocked, channel)
     assert (case.index, case.item) == (1, 42)
-    assert at_rest(channel)
-    assert at_rest(blocked)
+    assert_at_rest(channel)
+    assert_at_rest(blocked)
 
 
 async def test_select5() -> None:
@@ -298,7 +298,7 @@ async def test_select5() -> None:
         assert log == ["idle", "idle item", "out", "out item", "in", "nil"]
         assert case.index == 1 + ready
     assert out.drain() == [2]
-    assert all(map(at_rest, [out, inbox, idle]))
+    assert_at_rest(out, inbox, idle)
 
 
 async def test_select6() -> None:
@@ -319,7 +319,7 @@ async def test_select6() -> None:
             assert len(waiting) == 1
         with pytest.raises(WouldBlock):
             c1.send_nowait(1)
-    assert all(map(at_rest, [c1, c2, c3]))
+    assert_at_rest(c1, c2, c3)
 
 
 RECEIVES: dict[str, Callable[[Channel[int], Channel[int]], Awaitable[Any]]] = {
@@ -355,7 +355,7 @@ async def test_select7(receive: Callable[..., Awaitable[Any]], send: Callable[..
         sent = await spawn(tasks, to_send)
         assert select_nowait(channel).item == 7
     assert len(received) == len(sent) == 1
-    assert all(map(at_rest, [channel, dummy_in, dummy_out]))
+    assert_at_rest(channel, dummy_in, dummy_out)
 
 
 PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97]
@@ -385,7 +385,7 @@ async def test_sieve1() -> None:
             tasks.start_soon(sift, links[-2], links[-1], primes[-1])
         tasks.cancel_scope.cancel()
     assert primes == PRIMES
-    assert all(map(at_rest, links))
+    assert_at_rest(*links)
 
 
 async def test_sieve2() -> None:
@@ -420,7 +420,7 @@ async def test_sieve2() -> None:
                 heapq.heappush(heads, (await multiples.receive(), number, multiples))
         tasks.cancel_scope.cancel()
     assert primes == PRIMES
-    assert all(map(at_rest, channels))
+    assert_at_rest(*channels)
 
 
 class PowerSeries:
@@ -536,7 +536,7 @@ async def test_powser1() -> None:
         tangent = [0, 1, 0, Fraction(1, 3), 0, Fraction(2, 15), 0, Fraction(17, 315), 0, Fraction(62, 2835)]
         assert await first(series.tangent(), 10) == tangent
         tasks.cancel_scope.cancel()
-    assert all(map(at_rest, series.channels))
+    assert_at_rest(*series.channels)
 
 
 async def test_perm() -> None:
@@ -568,7 +568,7 @@ async def test_perm() -> None:
         await sender.send(1)
         assert await receiver.receive() == 1
     assert channel.closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_sendstmt() -> None:
@@ -591,8 +591,8 @@ async def test_sendstmt() -> None:
         item = 3
         assert log == ["channel", "item"] * 2
         assert [await outer.receive(), await outer.receive()] == [1, 2]
-    assert at_rest(inner)
-    assert at_rest(outer)
+    assert_at_rest(inner)
+    assert_at_rest(outer)
 
 
 @pytest.mark.parametrize("buffered", [0, 2])
@@ -625,7 +625,7 @@ async def test_closedchan(buffered: int) -> None:
             with pytest.raises(ClosedResourceError, match=r"^channel 'c' is closed$"):
                 send_nowait(1)
     assert channel.statistics().sent == buffered
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # runtime/chan_test.go
@@ -651,7 +651,7 @@ async def test_chan(chan_cap: int) -> None:
     channel.close()
     assert [await channel.receive() for _ in range(chan_cap)] == list(range(chan_cap))
     assert (await select(channel)).closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
     # Closing unblocks a receiver.
     channel = Channel[int](chan_cap)
@@ -659,14 +659,14 @@ async def test_chan(chan_cap: int) -> None:
         unblocked = await spawn(tasks, lambda: select(channel))
         channel.close()
     assert unblocked == [(0, channel, None, True)]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
     # 100 numbers in order.
     channel = Channel[int](chan_cap)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(channel.send_many, range(100))
         assert [await channel.receive() for _ in range(100)] == list(range(100))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
     # Numbers from 4 tasks to 4 tasks, half of them by select; each number 4 times.
     channel = Channel[int](chan_cap)
@@ -689,7 +689,7 @@ async def test_chan(chan_cap: int) -> None:
             tasks.start_soon(send, number)
             tasks.start_soon(receive, number)
     assert got == Counter(list(range(100)) * 4)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_nonblock_recv_race() -> None:
@@ -705,7 +705,7 @@ async def test_nonblock_recv_race() -> None:
             tasks.start_soon(receive, channel)
             channel.close()
         assert select_nowait(channel).closed
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
 
 async def test_nonblock_select_race() -> None:
@@ -731,9 +731,9 @@ async def test_nonblock_select_race() -> None:
                 two.close()
                 await select(one, two, priority=True)
             assert await done.receive() == "ready"
-        assert at_rest(one)
-        assert at_rest(two)
-    assert at_rest(done)
+        assert_at_rest(one)
+        assert_at_rest(two)
+    assert_at_rest(done)
 
 
 @pytest.mark.parametrize("chan_cap", [0, 10])
@@ -755,7 +755,7 @@ async def test_self_select(chan_cap: int) -> None:
         tasks.start_soon(run, 1)
     if chan_cap == 0:
         assert own == []
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_select_fairness(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -785,7 +785,7 @@ async def test_select_fairness(monkeypatch: pytest.MonkeyPatch) -> None:
         await done.send(None)
     assert abs(counts[1] - counts[2]) < 2 * 10 * math.sqrt(trials * 0.25)
     channels: list[Channel[Any]] = [one, two, three, four, out, done]
-    assert all(map(at_rest, channels))
+    assert_at_rest(*channels)
 
 
 async def test_select_stress() -> None:
@@ -828,7 +828,7 @@ async def test_select_stress() -> None:
         tasks.start_soon(receive_selecting)
     everything = [*range(count), *range(count + 1, 2 * count + 1)]
     assert [sorted(items) for items in got] == [everything] * 4
-    assert all(map(at_rest, channels))
+    assert_at_rest(*channels)
 
 
 WORKERS = 23
@@ -876,8 +876,8 @@ async def test_multi_consumer(queue_capacity: float, items: int) -> None:
             seen[number] += 1
     assert seen == bytearray([1]) * items
     assert queue.statistics().sent == results.statistics().received == items
-    assert at_rest(queue)
-    assert at_rest(results)
+    assert_at_rest(queue)
+    assert_at_rest(results)
 
 
 @pytest.mark.parametrize("chan_cap", [0, 1, 10])
@@ -904,7 +904,7 @@ async def test_pseudo_random_send(chan_cap: int, monkeypatch: pytest.MonkeyPatch
         tasks.start_soon(receive)
         tasks.start_soon(send)
     assert count / 10 < sum(got) < count * 9 / 10
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_select_duplicate_channel() -> None:
@@ -919,7 +919,7 @@ async def test_select_duplicate_channel() -> None:
         await c.send(8)
         await wait_all_tasks_blocked()
         assert second == [8]
-    assert all(map(at_rest, [c, d, e]))
+    assert_at_rest(c, d, e)
 
 
 async def test_chan_send_interface() -> None:
@@ -933,7 +933,7 @@ async def test_chan_send_interface() -> None:
     assert await channel.receive() is item
     select_nowait(Send(channel, item), Send(channel, item))
     assert (await select(channel)).item is item
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_nil_channel_in_a_merge() -> None:
@@ -954,7 +954,7 @@ async def test_nil_channel_in_a_merge() -> None:
     assert sorted(number for number in got if number is not None) == [0, 0, 0, 1, 1, 2]
     assert len(got) == 6
     assert await blocks(lambda: select(*inputs))
-    assert all(map(at_rest, channels))
+    assert_at_rest(*channels)
 
 
 # golang.org/x/sync, by channels
@@ -982,7 +982,7 @@ async def test_semaphore() -> None:
             await anyio.sleep(0.01)
     assert (inside, most) == (0, 3)
     assert order == list(range(20))
-    assert at_rest(tokens)
+    assert_at_rest(tokens)
 
 
 async def test_semaphore_try_acquire_and_timeout() -> None:
@@ -996,7 +996,7 @@ async def test_semaphore_try_acquire_and_timeout() -> None:
     tokens.receive_nowait()
     assert (await select(Send(tokens, None), after(1))).index == 0
     assert tokens.drain() == [None]
-    assert at_rest(tokens)
+    assert_at_rest(tokens)
 
 
 async def test_singleflight() -> None:
@@ -1028,7 +1028,7 @@ async def test_singleflight() -> None:
             tasks.start_soon(keep, "b")
     assert sorted(calls) == ["a", "b"]
     assert Counter(kept) == {"A": 100, "B": 100}
-    assert all(map(at_rest, flights.values()))
+    assert_at_rest(*flights.values())
 
 
 async def test_waitgroup() -> None:
@@ -1047,7 +1047,7 @@ async def test_waitgroup() -> None:
                 tasks.start_soon(run, number, done.clone())
         assert (await select(channel)).closed
         assert ended == list(range(10))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_broken_pipe() -> None:
@@ -1069,4 +1069,4 @@ async def test_broken_pipe() -> None:
         await channel.send(1)
     assert errors == ["channel 'pipe' has no receiver left"]
     assert list(islice(channel.drain(), 1)) == []
-    assert at_rest(channel)
+    assert_at_rest(channel)

@@ -34,9 +34,9 @@ from chanflow.tasks import ArgumentError, Progress, TaskService, TaskStatus
 from chanflow.tasks import wire as wire_module
 from chanflow.tasks.http import TaskClient, _app, _guard, _live
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.conftest import whole
-from tests.test_bus import fail
-from tests.test_tasks import double, serving
+from tests.support.faulty_bus import fail
+from tests.support.messages import whole
+from tests.support.tasks import double, serving
 
 pytestmark = pytest.mark.anyio
 

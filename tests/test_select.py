@@ -34,7 +34,8 @@ from chanflow import (
     ticker,
 )
 from chanflow._channel import _select as select_module
-from tests.conftest import at_rest, whole
+from tests.support.channels import assert_at_rest
+from tests.support.messages import whole
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +74,7 @@ class Kind(NamedTuple):
     channel: Any
     make_ready: Callable[[], Awaitable[None]]
     item: Any
-    settled: Callable[[], bool]
+    assert_settled: Callable[[], None]
 
 
 @asynccontextmanager
@@ -84,7 +85,11 @@ async def receiving(*, end: bool) -> AsyncIterator[Kind]:
     async def make_ready() -> None:
         channel.send_nowait("item")
 
-    yield Kind(case, case, make_ready, "item", lambda: at_rest(channel) and channel.statistics().received == 1)
+    def assert_settled() -> None:
+        assert_at_rest(channel)
+        assert channel.statistics().received == 1
+
+    yield Kind(case, case, make_ready, "item", assert_settled)
     channel.receiver.close()
 
 
@@ -97,7 +102,11 @@ async def sending(*, end: bool) -> AsyncIterator[Kind]:
     async def make_ready() -> None:
         assert channel.receive_nowait() == "before"
 
-    yield Kind(Send(target, "sent"), target, make_ready, None, lambda: at_rest(channel) and channel.drain() == ["sent"])
+    def assert_settled() -> None:
+        assert_at_rest(channel)
+        assert channel.drain() == ["sent"]
+
+    yield Kind(Send(target, "sent"), target, make_ready, None, assert_settled)
     channel.close()
 
 
@@ -116,13 +125,13 @@ async def result_of_task() -> AsyncIterator[Kind]:
             go_on.set()
             await wait_all_tasks_blocked()
 
-        yield Kind(result, result, make_ready, "value", lambda: at_rest(result._as_channel()))
+        yield Kind(result, result, make_ready, "value", lambda: assert_at_rest(result._as_channel()))
 
 
 @asynccontextmanager
 async def timer(*, ticking: bool) -> AsyncIterator[Kind]:
     case = ticker(5.0) if ticking else after(5.0)
-    yield Kind(case, case, partial(anyio.sleep, 6), anyio.current_time() + 5, lambda: True)
+    yield Kind(case, case, partial(anyio.sleep, 6), anyio.current_time() + 5, lambda: None)
 
 
 KINDS: dict[str, Callable[[], Any]] = {
@@ -147,8 +156,8 @@ async def test_case_that_is_ready_happens_at_once(open_kind: Callable[[], Any]) 
         case = await select(idle, None, kind.case)
         assert (case.index, case.channel, case.item, case.closed) == (2, kind.channel, kind.item, False)
         assert case == (2, kind.channel, kind.item, False)
-        assert kind.settled()
-    assert at_rest(idle)
+        kind.assert_settled()
+    assert_at_rest(idle)
 
 
 @every_kind
@@ -163,8 +172,8 @@ async def test_case_that_becomes_ready_happens(open_kind: Callable[[], Any]) -> 
         await kind.make_ready()
         await wait_all_tasks_blocked()
         assert kept == [(1, kind.channel, kind.item, False)]
-        assert kind.settled()
-    assert at_rest(idle)
+        kind.assert_settled()
+    assert_at_rest(idle)
     assert idle.statistics().sent == 0
 
 
@@ -177,8 +186,8 @@ async def test_nowait_takes_what_is_ready(open_kind: Callable[[], Any]) -> None:
             select_nowait(None, idle, kind.case)
         await kind.make_ready()
         assert select_nowait(idle, kind.case, None) == (1, kind.channel, kind.item, False)
-        assert kind.settled()
-    assert at_rest(idle)
+        kind.assert_settled()
+    assert_at_rest(idle)
 
 
 @every_kind
@@ -189,11 +198,11 @@ async def test_cancelled_while_waiting(open_kind: Callable[[], Any]) -> None:
         with anyio.move_on_after(1) as scope:
             await select(kind.case, idle, Send(idle, 1))
         assert scope.cancelled_caught
-        assert at_rest(idle)
+        assert_at_rest(idle)
         assert idle.statistics().sent == 0
         await kind.make_ready()
         assert await select(kind.case) == (0, kind.channel, kind.item, False)
-        assert kind.settled()
+        kind.assert_settled()
 
 
 @every_kind
@@ -212,9 +221,9 @@ async def test_kinds_as_losers(open_kind: Callable[[], Any]) -> None:
         winner.send_nowait(3)
         assert (await select(winner, kind.case, priority=True)).item == 3
         assert select_nowait(kind.case) == (0, kind.channel, kind.item, False)
-        assert kind.settled()
+        kind.assert_settled()
     assert kept == [(1, winner, 2, False)]
-    assert at_rest(winner)
+    assert_at_rest(winner)
 
 
 async def test_item_that_is_none() -> None:
@@ -224,7 +233,7 @@ async def test_item_that_is_none() -> None:
     channel.close()
     assert await select(channel) == (0, channel, None, False)
     assert await select(channel) == (0, channel, None, True)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def test_a_case_in_annotations_that_are_evaluated() -> None:
@@ -247,8 +256,8 @@ async def test_result_is_typed() -> None:
         ).item
         == "word"
     )
-    assert at_rest(numbers)
-    assert at_rest(words)
+    assert_at_rest(numbers)
+    assert_at_rest(words)
 
 
 # Exactly one
@@ -277,7 +286,7 @@ async def test_exactly_one_of_several_ready(monkeypatch: pytest.MonkeyPatch) -> 
                 assert (case, left) == ((index, channel, None, False), [run, -run - 1])
         happened[case.index] += 1
     assert sorted(happened) == [0, 1, 2, 3]
-    assert all(map(at_rest, channels))
+    assert_at_rest(*channels)
 
 
 async def test_exactly_one_of_several_that_become_ready_in_one_tick() -> None:
@@ -317,7 +326,7 @@ async def test_exactly_one_of_several_that_become_ready_in_one_tick() -> None:
             assert left == [[] if index == case.index else [run] for index in range(3)]
             assert full.drain() == ([run] if case.index == 3 else [])
             full.send_nowait(-1)
-    assert all(map(at_rest, [*channels, full, gate]))
+    assert_at_rest(*channels, full, gate)
 
 
 async def test_losers_have_no_side_effect() -> None:
@@ -329,7 +338,7 @@ async def test_losers_have_no_side_effect() -> None:
     assert case == (0, winner, 1, False)
     assert ready.drain() == [2]
     assert (out.statistics().sent, idle.statistics().sent) == (0, 0)
-    assert all(map(at_rest, [winner, idle, ready, out]))
+    assert_at_rest(winner, idle, ready, out)
 
 
 async def test_losers_of_waiting_leave_no_trace() -> None:
@@ -352,7 +361,7 @@ async def test_losers_of_waiting_leave_no_trace() -> None:
     assert kept == [(1, winner, 1, False)]
     assert full.drain() == []
     assert len(idle._state.receivers) == len(idle._state.senders) == len(full._state.senders) == 0
-    assert all(map(at_rest, [winner, idle, full]))
+    assert_at_rest(winner, idle, full)
 
 
 async def test_loser_passes_its_place_on() -> None:
@@ -367,8 +376,8 @@ async def test_loser_passes_its_place_on() -> None:
         other.send_nowait("to the select")
         shared.send_nowait("to the receiver")
     assert sorted(kept, key=str) == [(1, other, "to the select", False), "to the receiver"]
-    assert at_rest(shared)
-    assert at_rest(other)
+    assert_at_rest(shared)
+    assert_at_rest(other)
 
 
 async def test_waiters_are_served_in_the_order_in_which_they_came() -> None:
@@ -400,7 +409,7 @@ async def test_waiters_are_served_in_the_order_in_which_they_came() -> None:
             await wait_all_tasks_blocked()
         assert [channel.receive_nowait() for _ in range(6)] == [0, 1, 2, 3, 4, 5]
     assert quiet.statistics().sent == 0
-    assert all(map(at_rest, [channel, idle, quiet]))
+    assert_at_rest(channel, idle, quiet)
 
 
 async def test_items_go_to_waiters_in_order_within_one_tick() -> None:
@@ -418,8 +427,8 @@ async def test_items_go_to_waiters_in_order_within_one_tick() -> None:
         for number in range(12):
             channel.send_nowait(number)
     assert sorted(kept) == [(number, number) for number in range(12)]
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 async def test_one_channel_in_several_cases() -> None:
@@ -438,8 +447,8 @@ async def test_one_channel_in_several_cases() -> None:
         with pytest.raises(WouldBlock):
             out.receive_nowait()
     assert kept[1:] == [(2, out, None, False)]
-    assert at_rest(channel)
-    assert at_rest(out)
+    assert_at_rest(channel)
+    assert_at_rest(out)
 
 
 # Selects that meet selects
@@ -462,7 +471,7 @@ async def test_two_selects_meet(pairs: int, *, senders_first: bool) -> None:
     assert sent == [(1, channel, None, False)] * pairs
     assert received == [(0, channel, number, False) for number in range(pairs)]
     assert channel.statistics().sent == pairs
-    assert all(map(at_rest, [channel, quiet, idle]))
+    assert_at_rest(channel, quiet, idle)
 
 
 async def test_selects_over_two_channels_meet_once() -> None:
@@ -475,8 +484,8 @@ async def test_selects_over_two_channels_meet_once() -> None:
     assert sorted(case.item is None for case in kept) == [False, True]
     assert kept[0].channel is kept[1].channel
     assert left.statistics().sent + right.statistics().sent == 1
-    assert at_rest(left)
-    assert at_rest(right)
+    assert_at_rest(left)
+    assert_at_rest(right)
 
 
 async def test_select_does_not_match_itself() -> None:
@@ -488,7 +497,7 @@ async def test_select_does_not_match_itself() -> None:
         await select(channel, Send(channel, 1))
     assert scope.cancelled_caught
     assert channel.statistics().sent == 0
-    assert at_rest(channel)
+    assert_at_rest(channel)
     assert len(channel._state.receivers) == len(channel._state.senders) == 0
 
 
@@ -508,7 +517,7 @@ async def test_selects_that_do_both_meet_each_other(tasks_count: int) -> None:
     senders = {me for me, case in met.items() if case.index == 1}
     assert len(receivers) == len(senders) == tasks_count // 2
     assert set(receivers.values()) == senders
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("other_sends", [True, False])
@@ -528,7 +537,7 @@ async def test_both_rooms_of_one_select(*, other_sends: bool) -> None:
         with pytest.raises(WouldBlock):
             channel.receive_nowait()
     assert kept == [(0, channel, 2, False) if other_sends else (1, channel, None, False)]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Fairness
@@ -550,7 +559,7 @@ async def test_fair_among_ready_cases(count: int, monkeypatch: pytest.MonkeyPatc
     sigma = math.sqrt(runs * share * (1 - share))
     assert sorted(happened) == list(range(1, count + 1))
     assert all(abs(times - runs * share) < 10 * sigma for times in happened.values())
-    assert all(map(at_rest, ready))
+    assert_at_rest(*ready)
 
 
 async def test_priority_takes_the_first_ready() -> None:
@@ -564,7 +573,7 @@ async def test_priority_takes_the_first_ready() -> None:
     assert select_nowait(after(math.inf), Send(out, 1), after(0), priority=True).index == 1
     timers = [after(1.0) for _ in range(3)]
     assert [(await select(*timers, priority=True)).index for _ in timers] == [0, 1, 2]
-    assert all(map(at_rest, [first, second, out]))
+    assert_at_rest(first, second, out)
 
 
 # None, closed and broken
@@ -589,8 +598,8 @@ async def test_closed_and_drained_is_always_ready() -> None:
     for _ in range(3):
         assert await select(idle, channel) == (1, channel, None, True)
         assert select_nowait(channel) == (0, channel, None, True)
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 async def test_closed_while_waiting() -> None:
@@ -603,8 +612,8 @@ async def test_closed_while_waiting() -> None:
         await wait_all_tasks_blocked()
         channel.close()
     assert kept == [(1, channel, None, True)] * 3
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 async def test_send_to_closed_channel() -> None:
@@ -617,7 +626,7 @@ async def test_send_to_closed_channel() -> None:
         await select(idle, Send(out, 1))
     with pytest.raises(ClosedResourceError, match=whole("channel 'out' is closed")):
         select_nowait(idle, Send(out, 1))
-    assert all(map(at_rest, [out, idle, ready]))
+    assert_at_rest(out, idle, ready)
 
 
 async def test_send_to_broken_channel() -> None:
@@ -628,8 +637,8 @@ async def test_send_to_broken_channel() -> None:
         await select(idle, Send(out, 1))
     with pytest.raises(BrokenResourceError, match=whole("channel 'out' has no receiver left")):
         select_nowait(idle, Send(out, 1))
-    assert at_rest(out)
-    assert at_rest(idle)
+    assert_at_rest(out)
+    assert_at_rest(idle)
 
 
 @pytest.mark.parametrize(
@@ -653,8 +662,8 @@ async def test_send_ended_while_waiting(
         end_it(out)
     assert [(type(kept[0]), str(kept[0]))] == [(error, message)]
     assert out.statistics().sent == 0
-    assert at_rest(out)
-    assert at_rest(idle)
+    assert_at_rest(out)
+    assert_at_rest(idle)
     out.sender.close()
 
 
@@ -674,8 +683,8 @@ async def test_receiving_end_closed_while_waiting() -> None:
         channel.send_nowait(1)
     assert kept[1:] == [(1, channel.receiver, 1, False)]
     channel.receiver.close()
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 async def test_handed_over_before_its_end_was_closed() -> None:
@@ -690,7 +699,7 @@ async def test_handed_over_before_its_end_was_closed() -> None:
         clone.close()
     assert kept == [(0, clone, 1, False)]
     channel.receiver.close()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_ends_closed_before() -> None:
@@ -706,7 +715,7 @@ async def test_ends_closed_before() -> None:
             select_nowait(case)
     channel.sender.close()
     channel.receiver.close()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_broken_channel_as_receiving_case() -> None:
@@ -715,7 +724,7 @@ async def test_broken_channel_as_receiving_case() -> None:
     channel.receiver.close()
     with pytest.raises(ClosedResourceError, match=whole("channel 'in' is closed")):
         await select(channel)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def select_from_failing(fail: Callable[[], Awaitable[None]], other: Any) -> tuple[Result[None], list[Any]]:
@@ -748,7 +757,7 @@ async def test_result_of_a_failed_task() -> None:
     result, _errors = await select_from_failing(fail, after(0))
     with pytest.raises(ValueError, match=whole("it failed")):
         select_nowait(result, idle)
-    assert at_rest(idle)
+    assert_at_rest(idle)
 
 
 # Memory
@@ -798,7 +807,7 @@ async def test_100_000_selects_leave_nothing_behind() -> None:
         tracemalloc.stop()
     assert longest <= 1
     assert len(idle._state.receivers) == len(full._state.senders) == len(busy._state.receivers) == 0
-    assert all(map(at_rest, [busy, idle, full]))
+    assert_at_rest(busy, idle, full)
 
 
 async def test_losers_beside_one_who_waits_on() -> None:
@@ -812,8 +821,8 @@ async def test_losers_beside_one_who_waits_on() -> None:
             await select(busy, shared)
             assert len(shared._state.receivers) <= 3
         shared.send_nowait(1)
-    assert at_rest(busy)
-    assert at_rest(shared)
+    assert_at_rest(busy)
+    assert_at_rest(shared)
 
 
 # Wrong use
@@ -836,7 +845,7 @@ async def test_wrong_argument() -> None:
         Send(channel.receiver, 1)  # type: ignore[arg-type]
     channel.sender.close()
     channel.receiver.close()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_attribute_error_inside_of_a_case_is_not_hidden() -> None:
@@ -859,7 +868,7 @@ def test_outside_of_an_event_loop() -> None:
         select(channel).send(None)
     assert select_nowait(Send(channel, 1), priority=True) == (0, channel, None, False)
     assert select_nowait(channel) == (0, channel, 1, False)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("other", ["asyncio", "trio"])
@@ -886,7 +895,7 @@ async def test_channel_of_another_loop(other: str) -> None:
         thread.join()
         channel.send_nowait(1)
     assert [(type(error), str(error)) for error in kept] == [(RuntimeError, message)] * 2
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_coroutine_closed_while_waiting() -> None:
@@ -900,8 +909,8 @@ async def test_coroutine_closed_while_waiting() -> None:
         inbox.send_nowait(1)
     with pytest.raises(WouldBlock):
         outbox.receive_nowait()
-    assert at_rest(inbox)
-    assert at_rest(outbox)
+    assert_at_rest(inbox)
+    assert_at_rest(outbox)
 
 
 @pytest.mark.parametrize("where", ["asyncio", "trio"])
@@ -925,7 +934,7 @@ def test_abandoned_with_its_loop(where: str) -> None:
     left.pop().close()
     for backend in ("asyncio", "trio"):
         anyio.run(use, backend=backend)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_waiting_makes_the_channel_at_home() -> None:
@@ -944,8 +953,8 @@ async def test_waiting_makes_the_channel_at_home() -> None:
     thread.join()
     rest = "belongs to another event loop; call channel.from_thread() there, and use here what it returns"
     assert list(map(str, kept)) == [f"channel 'in' {rest}", f"channel 'out' {rest}"]
-    assert at_rest(inbox)
-    assert at_rest(outbox)
+    assert_at_rest(inbox)
+    assert_at_rest(outbox)
 
 
 @pytest.mark.parametrize("waited_on", [True, False])
@@ -983,7 +992,7 @@ async def test_select_cancelled_at_its_checkpoint() -> None:
         set_checkpoint_interval()
     assert scope.cancelled_caught
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Cancellation in the tick of the hand-over, by scopes
@@ -1012,8 +1021,8 @@ async def test_scope_cancelled_after_the_hand_over(*, second_waits: bool) -> Non
         kept += channel.drain()
         assert kept == [1]
         tasks.cancel_scope.cancel()
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 async def test_scope_cancelled_before_the_hand_over() -> None:
@@ -1035,8 +1044,8 @@ async def test_scope_cancelled_before_the_hand_over() -> None:
             outbox.receive_nowait()
     assert scope.cancelled_caught
     assert (inbox.statistics().sent, outbox.statistics().sent) == (0, 0)
-    assert at_rest(inbox)
-    assert at_rest(outbox)
+    assert_at_rest(inbox)
+    assert_at_rest(outbox)
 
 
 async def test_scope_cancelled_after_a_send_was_taken() -> None:
@@ -1058,8 +1067,8 @@ async def test_scope_cancelled_after_a_send_was_taken() -> None:
         scope.cancel()
     assert kept == [(1, channel, None, False)]
     assert scope.cancelled_caught
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 # Native cancellation: asyncio only
@@ -1157,8 +1166,8 @@ async def test_native_cancellation_while_waiting(how: str) -> None:
     assert attempt.happened == []
     assert (inbox.statistics().sent, outbox.statistics().sent) == (0, 0)
     assert len(inbox._state.receivers) == len(outbox._state.senders) == 0
-    assert at_rest(inbox)
-    assert at_rest(outbox)
+    assert_at_rest(inbox)
+    assert_at_rest(outbox)
 
 
 @native
@@ -1183,8 +1192,8 @@ async def test_native_cancellation_in_the_tick_of_the_hand_over(how: str, next_w
     assert attempt.happened == []
     assert channel.drain() == ([1] if next_waits == "nobody" else [])
     assert kept == [{"receive": 1, "select": (0, channel, 1, False), "nobody": "nobody"}[next_waits]]
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 @native
@@ -1200,8 +1209,8 @@ async def test_native_cancellation_in_the_tick_in_which_a_send_was_taken(how: st
     assert taken == [1]
     assert attempt.happened == [(1, channel, None, False)]
     assert not attempt.went_on
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 @native
@@ -1230,7 +1239,7 @@ async def test_cancelling_is_right_after_a_late_cancellation() -> None:
     task.cancel("too late")
     await task
     assert seen == [1, 1, ("too late",), 0]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @native
@@ -1257,7 +1266,7 @@ async def test_timeout_that_comes_too_late() -> None:
     await task
     assert timeout.expired()
     assert kept == [(0, channel, None, False), 0, 0]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @native
@@ -1288,7 +1297,7 @@ async def test_late_timeout_while_cleaning_up_after_a_cancellation() -> None:
     timeout.reschedule(loop.time())
     await asyncio.wait([task])
     assert kept == [(0, channel, None, False), 1, "cleaned up"]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @native
@@ -1328,8 +1337,8 @@ async def test_wait_for_around_a_hand_over(hops: int, *, sends: bool) -> None:
         assert channel.drain() == ([1] if got and not happened else [])
     if happened:
         assert kept == [(1, channel, None if sends else 1, False)]
-    assert at_rest(channel)
-    assert at_rest(idle)
+    assert_at_rest(channel)
+    assert_at_rest(idle)
 
 
 @native
@@ -1344,7 +1353,7 @@ async def test_cancelled_in_the_tick_of_closing(*, sends: bool) -> None:
     await asyncio.wait([task])
     assert task.cancelled()
     assert channel.statistics().sent == 0
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @native
@@ -1391,7 +1400,7 @@ async def test_cancelled_in_the_tick_in_which_a_result_came() -> None:
         await asyncio.wait([waiting])
         assert waiting.cancelled()
         assert await select(result) == (0, result, "value", False)
-    assert at_rest(result._as_channel())
+    assert_at_rest(result._as_channel())
 
 
 # Errors that look like the end of a stream
@@ -1410,7 +1419,7 @@ async def test_result_of_a_task_that_failed_with_end_of_stream() -> None:
     result, _errors = await select_from_failing(fail, after(0))
     with pytest.raises(EndOfStream, match=whole("from the task")):
         select_nowait(result)
-    assert at_rest(result._as_channel())
+    assert_at_rest(result._as_channel())
 
 
 @native
@@ -1429,7 +1438,7 @@ async def test_item_that_comes_back_in_the_tick_of_closing(by: str) -> None:
     await second
     assert kept == [1 if by == "receive" else (0, channel, 1, False)]
     assert first.cancelled()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_batch_given_back_in_the_tick_of_closing() -> None:
@@ -1452,7 +1461,7 @@ async def test_batch_given_back_in_the_tick_of_closing() -> None:
         scope.cancel()
         channel.close()
     assert kept == [(0, channel, 1, False)]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_closed_while_an_item_may_still_come_back() -> None:
@@ -1473,7 +1482,7 @@ async def test_closed_while_an_item_may_still_come_back() -> None:
         assert ended == []
     assert batch == [[1]]
     assert ended == [(0, channel, None, True)]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Stress
@@ -1525,7 +1534,7 @@ class Stress:
         assert len(set(self.sent)) == len(self.sent) > self.OPERATIONS // 10
         assert sorted(self.received + left) == sorted(self.sent)
         assert self.cancelled > self.OPERATIONS // 20
-        assert all(map(at_rest, self.channels))
+        assert_at_rest(*self.channels)
 
 
 @pytest.mark.parametrize("seed", [11, 12])
@@ -1590,4 +1599,4 @@ async def test_receive_only_end_as_a_case_has_its_type() -> None:
     case = await select(receiver)
     assert case.channel is receiver
     receiver.close()
-    assert at_rest(channel)
+    assert_at_rest(channel)

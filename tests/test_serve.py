@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from chanflow.tasks import TaskStatus
-from tests.test_demo import COMMAND, PATIENCE
+from tests.support.command import COMMAND, PATIENCE
 
 APPLICATION = """
 import anyio

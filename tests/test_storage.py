@@ -18,17 +18,11 @@ from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
 from chanflow import _sqlite as _storage
 from chanflow._errors import StorageError
 from chanflow._sqlite import Connection, Database
-from tests.conftest import whole
+from tests.support.messages import whole
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS items (number INTEGER UNIQUE)"
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock does not wait for threads.
-    return request.param
 
 
 def insert(number: int, connection: Connection) -> int:
@@ -217,11 +211,9 @@ async def test_what_was_cancelled_is_undone_before_the_end(tmp_path: Path) -> No
     connection.close()
 
 
-async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_end(
-    anyio_backend: str, tmp_path: Path
-) -> None:
+async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_end(backend: str, tmp_path: Path) -> None:
     """On asyncio, a task may be cancelled after its request was done and before its turn."""
-    if anyio_backend != "asyncio":
+    if backend != "asyncio":
         pytest.skip("trio cancels no task that was woken")
     path = tmp_path / "file.db"
     database = await Database.open(path, SCHEMA)

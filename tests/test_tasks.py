@@ -52,8 +52,8 @@ from chanflow.tasks import (
     UnknownTaskError,
 )
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.conftest import whole
-from tests.test_bus import Faulty, fail
+from tests.support.faulty_bus import Faulty, fail
+from tests.support.messages import whole
 
 pytestmark = pytest.mark.anyio
 

@@ -16,8 +16,8 @@ from anyio import create_task_group, fail_after
 
 from chanflow import Retry
 from chanflow.tasks import Progress, ProgressReport, TaskFailedError, TaskService, TaskStatus
-from tests.conftest import whole
-from tests.redis_server import running_redis
+from tests.support.messages import whole
+from tests.support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 

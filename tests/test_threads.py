@@ -6,8 +6,6 @@ import asyncio
 import gc
 import math
 import os
-import signal
-import sys
 import threading
 import warnings
 import weakref
@@ -28,123 +26,11 @@ from chanflow._channel import _ledger, _threads
 from chanflow._channel._state import ChannelState
 from chanflow._channel._threads import Parked, Request
 from chanflow._loop._home import current_home
-from tests.conftest import at_rest, whole
+from tests.support.channels import assert_at_rest
+from tests.support.messages import whole
+from tests.support.threads import PATIENCE, Interruption, Job, lend, reserve, until, waiting
 
-pytestmark = pytest.mark.anyio
-
-PATIENCE = 30.0
-"""Seconds of real time after which something that should have happened never will."""
-
-
-@pytest.fixture(autouse=True)
-def bounded() -> Iterator[None]:
-    """End a test whose loop waits for ever. A timer of the loop's won't do: virtual time doesn't wait for threads."""
-
-    def give_up(signum: int, frame: object) -> None:
-        msg = "the event loop still waits"
-        raise AssertionError(msg)
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, 2 * PATIENCE)
-    yield
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, before)
-
-
-class Job:
-    """A call in a thread of its own, which can't keep the tests from ending."""
-
-    def __init__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-        def run() -> None:
-            try:
-                self.value = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 -- raised by `result`
-                self.error = error
-
-        self._thread = threading.Thread(target=run, daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return self._thread.is_alive()
-
-    def result(self) -> Any:
-        """Wait for the end, blocking the caller."""
-        self._thread.join(PATIENCE)
-        assert not self.running, "the thread is still blocked"
-        if self.error is not None:
-            raise self.error
-        return self.value
-
-    def __await__(self) -> Any:
-        return to_thread.run_sync(self.result).__await__()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the event loop run until something is so."""
-    deadline = monotonic() + PATIENCE
-    while not condition():
-        assert monotonic() < deadline, "it never happened"
-        await checkpoint()
-
-
-def waiting(channel: Channel[Any]) -> tuple[int, int]:
-    """Count those who wait to send and to receive, without taking back what threads have."""
-    return channel._state.senders.count_live(), channel._state.receivers.count_live()
-
-
-async def lend(channel: Channel[Any], handle: ThreadChannel[Any]) -> None:
-    """Let the channel lend room to threads, as it does once one of them has sent."""
-    await Job(handle.send, "first")
-    assert await channel.receive() == "first"
-    handle._pump()
-    assert handle._ledger._credits == min(channel.capacity, sys.maxsize)
-
-
-async def reserve(channel: Channel[Any], handle: ThreadChannel[Any], *items: Any) -> None:
-    """Let the channel reserve these items for threads, as it does once one of them has received."""
-    for item in ("first", *items):
-        channel.send_nowait(item)
-    assert await Job(handle.receive) == "first"
-    assert handle._ledger._claims == len(items)
-
-
-class Interruption:
-    """Ctrl-C in a thread that was served or not, once the test lets it go."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, served: bool) -> None:
-        self.came = threading.Event()
-        self.waiting = threading.Event()
-        self.now = threading.Event()
-        original = Request.wait
-
-        def wait(request: Request, _seconds: float) -> bool:
-            self.came.set()
-            if served:
-                assert original(request, PATIENCE)
-            self.waiting.set()
-            assert self.now.wait(PATIENCE)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Request, "wait", wait)
-
-    async def receive(self, channel: Channel[Any], *items: Any) -> Job:
-        """Let a thread wait for the first of these items; it is interrupted when it has been served, if ever."""
-        job = Job(channel.from_thread().receive)
-        await until(lambda: self.came.is_set() and waiting(channel) == (0, 1))
-        for item in items:
-            channel.send_nowait(item)
-        await until(self.waiting.is_set)
-        return job
-
-    async def happen(self, job: Job) -> None:
-        self.now.set()
-        with pytest.raises(KeyboardInterrupt):
-            await job
-
+pytestmark = [pytest.mark.anyio, pytest.mark.usefixtures("bounded")]
 
 # One direction at a time
 
@@ -162,7 +48,7 @@ async def test_threads_send_to_the_loop(capacity: float) -> None:
     assert [number async for number in channel] == list(range(300))
     await job
     assert channel.closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_the_loop_sends_to_threads(capacity: float) -> None:
@@ -173,7 +59,7 @@ async def test_the_loop_sends_to_threads(capacity: float) -> None:
         await channel.send(number)
     channel.close()
     assert await job == list(range(300))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_threads_send_to_threads(capacity: float) -> None:
@@ -189,7 +75,7 @@ async def test_threads_send_to_threads(capacity: float) -> None:
     consumer, producer = Job(list, handle), Job(produce)
     await producer
     assert await consumer == list(range(300))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_threads_answer_the_loop_over_two_channels() -> None:
@@ -210,8 +96,8 @@ async def test_threads_answer_the_loop_over_two_channels() -> None:
     await job
     with pytest.raises(EndOfStream):
         await answers.receive()
-    assert at_rest(questions)
-    assert at_rest(answers)
+    assert_at_rest(questions)
+    assert_at_rest(answers)
 
 
 async def test_none_and_exceptions_are_items_like_any_other() -> None:
@@ -223,7 +109,7 @@ async def test_none_and_exceptions_are_items_like_any_other() -> None:
     for item in items:
         await channel.send(item)
     assert all(got is item for got, item in zip(await job, items, strict=True))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Capacity and order
@@ -250,7 +136,7 @@ async def test_threads_fill_the_channel_to_its_capacity(capacity: float, senders
     for job in jobs:
         await job
     assert len(channel.drain()) == full
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_receive_makes_room_for_one_sending_thread() -> None:
@@ -270,7 +156,7 @@ async def test_a_receive_makes_room_for_one_sending_thread() -> None:
         assert waiting(channel) == (max(0, 2 - number), 0)
     for job in jobs:
         await job
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_threads_are_served_in_the_order_in_which_they_came() -> None:
@@ -294,7 +180,7 @@ async def test_threads_are_served_in_the_order_in_which_they_came() -> None:
             # The task takes what it was woken for before the next item comes: a thread may run sooner than a task.
             await until(partial(lambda number: number != 1 or got, number))
     assert (await first, got, await last) == (0, [1], 2)  # pyright: ignore[reportGeneralTypeIssues] # bound in the block
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_thread_never_receives_an_older_item_after_a_newer_one() -> None:
@@ -320,7 +206,7 @@ async def test_a_thread_never_receives_an_older_item_after_a_newer_one() -> None
     first, second = await job  # pyright: ignore[reportGeneralTypeIssues] # bound in the block
     assert first < second
     assert sorted([first, second, *got]) == [1, 2, 3]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 EACH = 250
@@ -381,7 +267,7 @@ async def test_every_item_arrives_once_and_in_the_order_of_its_producer(capacity
             numbers = [number for sender, number in items if sender == who]
             assert numbers == sorted(numbers)
     assert channel.statistics().received == 6 * EACH
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_the_loop_is_woken_once_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,7 +287,7 @@ async def test_the_loop_is_woken_once_for_a_batch(monkeypatch: pytest.MonkeyPatc
     Job(lambda: [handle.send(number) for number in range(100)]).result()
     assert len(calls) == 1
     assert [await channel.receive() for _ in range(100)] == list(range(100))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_reserved_items_need_no_loop() -> None:
@@ -410,7 +296,7 @@ async def test_reserved_items_need_no_loop() -> None:
     handle = channel.from_thread()
     await reserve(channel, handle, *range(99))
     assert Job(lambda: [handle.receive() for _ in range(99)]).result() == list(range(99))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_no_more_is_reserved_than_prefetch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,7 +309,7 @@ async def test_no_more_is_reserved_than_prefetch(monkeypatch: pytest.MonkeyPatch
     assert await Job(handle.receive) == 0
     assert handle._ledger._claims == 2
     assert await Job(lambda: [handle.receive() for _ in range(5)]) == [1, 2, 3, 4, 5]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_room_made_by_a_thread_wakes_a_sending_task() -> None:
@@ -438,7 +324,7 @@ async def test_room_made_by_a_thread_wakes_a_sending_task() -> None:
         assert await Job(handle.receive) == 1
         await until(lambda: waiting(channel) == (0, 0))
     assert channel.drain() == [2, 3, 4]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_room_made_by_a_thread_wakes_a_sending_thread() -> None:
@@ -452,7 +338,7 @@ async def test_room_made_by_a_thread_wakes_a_sending_thread() -> None:
     assert await Job(handle.receive) == 1
     await until(lambda: not sender.running)
     assert channel.drain() == [2, 3, 4]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Lending
@@ -472,7 +358,7 @@ async def test_a_sending_task_takes_lent_room_back(capacity: float) -> None:
         with pytest.raises(WouldBlock):
             channel.send_nowait("too much")
     assert channel.drain() == list(range(count))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_what_threads_sent_takes_part_of_the_room_that_comes_back() -> None:
@@ -485,7 +371,7 @@ async def test_what_threads_sent_takes_part_of_the_room_that_comes_back() -> Non
     with pytest.raises(WouldBlock):
         channel.send_nowait("too much")
     assert [channel.receive_nowait(), channel.receive_nowait()] == ["thread", "loop"]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("take", [Channel.receive_nowait, lambda channel: channel.drain()[0]], ids=["receive", "drain"])
@@ -498,7 +384,7 @@ async def test_a_receiver_takes_reserved_items_back(take: Callable[[Channel[Any]
     assert handle._ledger._claims == 0
     with pytest.raises(TimeoutError):
         await Job(handle.receive, timeout=0)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_receiver_finds_what_threads_have_sent_just_now() -> None:
@@ -509,7 +395,7 @@ async def test_a_receiver_finds_what_threads_have_sent_just_now() -> None:
     Job(handle.send, 1).result()
     assert len(channel) == 1
     assert channel.receive_nowait() == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_statistics_count_what_threads_do() -> None:
@@ -533,7 +419,7 @@ async def test_statistics_count_what_threads_do() -> None:
     assert sorted(channel.drain() + channel.drain()) == [0, 1, 2]
     for job in jobs:
         await job
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_channel_shows_its_length_in_a_thread_that_took_items() -> None:
@@ -551,7 +437,7 @@ async def test_a_channel_shows_its_length_in_a_thread_that_took_items() -> None:
     assert length >= 0
     assert text.startswith("<Channel 'c' ")
     assert channel.drain() == [3]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_overfull_channel_keeps_its_capacity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,7 +462,7 @@ async def test_overfull_channel_keeps_its_capacity(monkeypatch: pytest.MonkeyPat
     with pytest.raises(WouldBlock):
         channel.send_nowait(4)
     assert channel.drain() == [3]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Overflow
@@ -590,7 +476,7 @@ async def test_overflow_holds_for_threads(overflow: Any, kept: list[int]) -> Non
     await Job(lambda: [handle.send(number) for number in range(10)])
     assert channel.statistics().dropped == 8
     assert channel.drain() == kept
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize(("overflow", "kept"), [("drop_newest", [0, 1]), ("drop_oldest", [8, 9])])
@@ -603,7 +489,7 @@ async def test_overflow_holds_for_tasks_beside_threads(overflow: Any, kept: list
         channel.send_nowait(number)
     assert await Job(lambda: [handle.receive(), handle.receive()]) == kept
     assert channel.statistics().dropped == 8
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 class Intruded:
@@ -652,7 +538,7 @@ async def test_dropping_the_oldest_leaves_threads_what_they_were_promised() -> N
     state.buffer = buffer
     assert await jobs[0] == [2, 3]
     assert channel.statistics().dropped == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Timeouts
@@ -668,7 +554,7 @@ async def test_receive_times_out() -> None:
     assert waiting(channel) == (0, 0)
     with pytest.raises(WouldBlock):
         channel.send_nowait(1)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_receive_with_a_timeout_gets_what_comes_in_time() -> None:
@@ -681,7 +567,7 @@ async def test_receive_with_a_timeout_gets_what_comes_in_time() -> None:
     await until(lambda: waiting(channel) == (0, 1))
     channel.send_nowait(2)
     assert await job == 2
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_infinite_timeout_is_none() -> None:
@@ -690,7 +576,7 @@ async def test_an_infinite_timeout_is_none() -> None:
     job = Job(channel.from_thread().receive, timeout=math.inf)
     await channel.send(1)
     assert await job == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.5, math.nan])
@@ -718,7 +604,7 @@ async def test_timeout_between_the_look_and_the_hand_over_passes_the_item_on(cap
         channel.send_nowait(1)
     assert got == [1]
     assert request.outcome is TimeoutError
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_timeout_between_the_look_and_the_hand_over_leaves_the_item_in_the_channel() -> None:
@@ -730,7 +616,7 @@ async def test_timeout_between_the_look_and_the_hand_over_leaves_the_item_in_the
     assert request.outcome is TimeoutError
     assert len(channel) == 1
     assert await Job(handle.receive) == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def abandoned_in_the_hand_over(channel: Channel[Any], handle: ThreadChannel[Any]) -> Request:
@@ -758,7 +644,7 @@ async def test_timeout_before_the_loop_looks_takes_nothing() -> None:
     assert len(handle._receiving) == 1
     await until(lambda: not handle._receiving)
     assert channel.receive_nowait() == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_timeout_after_the_hand_over_returns_the_item(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -779,7 +665,7 @@ async def test_timeout_after_the_hand_over_returns_the_item(monkeypatch: pytest.
 
     monkeypatch.setattr(Request, "wait", wait)
     assert await Job(handle.receive, timeout=0) == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_polling_an_idle_channel_leaves_nothing_behind() -> None:
@@ -799,7 +685,7 @@ async def test_polling_an_idle_channel_leaves_nothing_behind() -> None:
         await until(lambda: not handle._scheduled)
         assert len(channel._state.receivers) < 10
         channel.send_nowait(1)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Closing
@@ -823,7 +709,7 @@ async def test_close_from_a_thread_comes_after_what_was_sent() -> None:
         Job(handle.send, 10).result()
     assert [number async for number in channel] == list(range(10))
     assert channel.closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_from_the_loop_comes_after_what_threads_sent() -> None:
@@ -834,7 +720,7 @@ async def test_close_from_the_loop_comes_after_what_threads_sent() -> None:
     Job(handle.send, 1).result()
     channel.close()
     assert [number async for number in channel] == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_wakes_sending_threads() -> None:
@@ -851,7 +737,7 @@ async def test_close_wakes_sending_threads() -> None:
     with pytest.raises(ClosedResourceError, match=r"\Achannel 'c' is closed\Z"):
         await Job(handle.send, 4)
     assert await Job(list, handle) == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_wakes_receiving_threads() -> None:
@@ -866,7 +752,7 @@ async def test_close_wakes_receiving_threads() -> None:
     assert await jobs[1] == []
     with pytest.raises(EndOfStream, match=r"\Achannel 'c' is closed and drained\Z"):
         await Job(handle.receive)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("operation", ["receive", "iterate", "send"])
@@ -896,7 +782,7 @@ async def test_an_error_that_comes_before_the_thread_waits_is_raised(
     else:
         with pytest.raises(ClosedResourceError, match=r"\Achannel 'c' is closed\Z"):
             await Job(handle.send, 1)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_from_one_thread_wakes_another() -> None:
@@ -910,8 +796,8 @@ async def test_close_from_one_thread_wakes_another() -> None:
         await sender
     with pytest.raises(EndOfStream, match=r"\Achannel 'empty' is closed and drained\Z"):
         await receiver
-    assert at_rest(full)
-    assert at_rest(empty)
+    assert_at_rest(full)
+    assert_at_rest(empty)
 
 
 async def test_a_closed_channel_is_drained_by_threads_and_tasks() -> None:
@@ -924,7 +810,7 @@ async def test_a_closed_channel_is_drained_by_threads_and_tasks() -> None:
     assert await Job(lambda: [handle.receive() for _ in range(3)]) == [0, 1, 2]
     assert await channel.receive() == 3
     assert await Job(list, handle) == [4, 5, 6, 7, 8, 9]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("how", ["send", "send_nowait", "send_many"])
@@ -946,7 +832,7 @@ async def test_a_closed_channel_refuses_items_while_threads_drain_it(how: str) -
     with pytest.raises(ClosedResourceError, match=r"\Achannel 'c' is closed\Z"):
         await send()
     assert await Job(list, handle) == [4]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_broken_channel_refuses_threads(caplog: pytest.LogCaptureFixture) -> None:
@@ -963,7 +849,7 @@ async def test_a_broken_channel_refuses_threads(caplog: pytest.LogCaptureFixture
         await Job(handle.send, 3)
     assert caplog.messages == ["channel 'c' was closed by its last receiver with 1 unread item(s)"]
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_broken_channel_counts_what_threads_have_on_the_way(caplog: pytest.LogCaptureFixture) -> None:
@@ -975,7 +861,7 @@ async def test_a_broken_channel_counts_what_threads_have_on_the_way(caplog: pyte
     channel.receiver.close()
     assert caplog.messages == ["channel 'c' was closed by its last receiver with 1 unread item(s)"]
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_broken_channel_wakes_receiving_threads() -> None:
@@ -989,7 +875,7 @@ async def test_a_broken_channel_wakes_receiving_threads() -> None:
         await job
     with pytest.raises(ClosedResourceError, match=r"\Achannel 'c' is closed\Z"):
         await Job(handle.receive)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize(
@@ -1010,7 +896,7 @@ async def test_a_channel_that_was_over_before_is_over_for_threads(
     with pytest.raises(error) as caught:
         await Job(handle.send, 1)
     assert str(caught.value) == message
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("way", ["closed", "broken"])
@@ -1031,7 +917,7 @@ async def test_a_send_that_crosses_the_end_is_refused(way: str) -> None:
         channel.receiver.close()
         with pytest.raises(BrokenResourceError, match=r"\Achannel 'c' has no receiver left\Z"):
             await job
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Interrupted
@@ -1045,7 +931,7 @@ async def test_an_interrupted_receive_gives_the_item_back(monkeypatch: pytest.Mo
     await interruption.happen(job)
     await until(lambda: not channel.from_thread()._scheduled)
     assert channel.drain() == [1, 2, 3]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_interrupted_receive_gives_the_item_to_a_receiver_that_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1064,7 +950,7 @@ async def test_an_interrupted_receive_gives_the_item_to_a_receiver_that_waits(mo
         await interruption.happen(job)
         await until(lambda: got)
     assert got == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_interrupted_receive_that_was_not_served_takes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1076,7 +962,7 @@ async def test_an_interrupted_receive_that_was_not_served_takes_nothing(monkeypa
     assert waiting(channel) == (0, 0)
     with pytest.raises(WouldBlock):
         channel.send_nowait(1)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_interrupted_receive_gives_back_while_the_loop_is_scheduled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1092,7 +978,7 @@ async def test_an_interrupted_receive_gives_back_while_the_loop_is_scheduled(mon
     assert list(handle._ledger._returned) == [1]
     handle._pump()
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_interrupted_send_that_was_not_served_delivers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1106,7 +992,7 @@ async def test_an_interrupted_send_that_was_not_served_delivers_nothing(monkeypa
     await interruption.happen(job)
     assert waiting(channel) == (0, 0)
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_interrupted_send_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1122,7 +1008,7 @@ async def test_an_interrupted_send_is_passed_over(monkeypatch: pytest.MonkeyPatc
     assert len(handle._sending) == 1
     await until(lambda: not handle._sending)
     assert channel.drain() == []
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_an_interrupted_send_that_was_served_has_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1134,7 +1020,7 @@ async def test_an_interrupted_send_that_was_served_has_delivered(monkeypatch: py
     await until(interruption.waiting.is_set)
     await interruption.happen(job)
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Where it may be used
@@ -1164,7 +1050,7 @@ async def test_waiting_in_the_loops_own_thread_is_refused() -> None:
     with pytest.raises(RuntimeError, match=message):
         next(handle)
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_in_the_loops_own_thread_does_not_wait() -> None:
@@ -1173,7 +1059,7 @@ async def test_close_in_the_loops_own_thread_does_not_wait() -> None:
     with channel.from_thread():
         pass
     await until(lambda: channel.closed)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 ELSEWHERE = (
@@ -1199,7 +1085,7 @@ async def test_the_channel_itself_is_refused_to_other_threads(use: str) -> None:
     with pytest.raises(RuntimeError, match=ELSEWHERE):
         await Job(USES[use], channel)
     assert not channel.closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
     channel.sender.close()
 
 
@@ -1222,7 +1108,7 @@ async def test_the_channel_itself_is_refused_to_other_loops(use: str, other: str
     channel.from_thread()
     with pytest.raises(RuntimeError, match=ELSEWHERE):
         await Job(anyio.run, use_waiting, use, channel, backend=other)
-    assert at_rest(channel)
+    assert_at_rest(channel)
     channel.close()
     channel.sender.close()
 
@@ -1247,7 +1133,7 @@ async def test_two_loops_talk_through_from_thread(other: str) -> None:
     assert await channel.receive() == 1
     await channel.send(2)
     assert await job == 2
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 # Select
@@ -1261,8 +1147,8 @@ async def test_select_receives_from_threads() -> None:
     case = await select(other, channel)
     assert (case.index, case.item) == (1, 1)
     await job
-    assert at_rest(channel)
-    assert at_rest(other)
+    assert_at_rest(channel)
+    assert_at_rest(other)
 
 
 async def test_select_sends_to_threads() -> None:
@@ -1272,8 +1158,8 @@ async def test_select_sends_to_threads() -> None:
     case = await select(other, Send(channel, 1))
     assert case.index == 1
     assert await job == 1
-    assert at_rest(channel)
-    assert at_rest(other)
+    assert_at_rest(channel)
+    assert_at_rest(other)
 
 
 async def test_select_takes_back_what_was_lent() -> None:
@@ -1291,7 +1177,7 @@ async def test_select_takes_back_what_was_lent() -> None:
     assert select_nowait(channel).item == 3
     with pytest.raises(WouldBlock):
         select_nowait(channel)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_select_wins_and_loses_against_threads() -> None:
@@ -1305,8 +1191,8 @@ async def test_select_wins_and_loses_against_threads() -> None:
         await job
     channel.close()
     assert sorted([*mine, *await consumer]) == sorted([*range(50), *range(50)])
-    assert at_rest(channel)
-    assert at_rest(never)
+    assert_at_rest(channel)
+    assert_at_rest(never)
 
 
 # The end of the loop
@@ -1526,7 +1412,7 @@ def test_a_channel_used_in_a_second_loop_has_a_new_thread_side(loop_kind: str) -
     async def main() -> int:
         await Job(channel.from_thread().send, 1)
         number = await channel.receive()
-        assert at_rest(channel)
+        assert_at_rest(channel)
         return number
 
     assert run(loop_kind, main) == 1
@@ -1553,7 +1439,7 @@ def test_reserved_items_of_a_lost_loop_are_in_one_place(raw_loop: asyncio.Abstra
         with pytest.raises(WouldBlock):
             channel.receive_nowait()
         assert channel._state.room == 5
-        assert at_rest(channel)
+        assert_at_rest(channel)
         return got
 
     assert asyncio.run(second()) == [1, 2, 3]
@@ -1629,7 +1515,7 @@ async def test_a_channel_that_is_kept_while_its_thread_side_is_dropped() -> None
     handle = channel.from_thread()
     await Job(handle.send, 2)
     assert channel.drain() == [1, 2]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_thread_that_waits_for_long_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1649,7 +1535,7 @@ async def test_a_thread_that_waits_for_long_goes_on_waiting(monkeypatch: pytest.
     await channel.send(1)
     assert await job == 1
     assert looks[-1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_room_made_while_a_sender_parks_is_seen() -> None:
@@ -1664,7 +1550,7 @@ async def test_room_made_while_a_sender_parks_is_seen() -> None:
     handle.sender_parked()
     assert not handle._scheduled
     assert channel.drain() == [2]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def test_a_loss_is_noticed_once(raw_loop: asyncio.AbstractEventLoop) -> None:
@@ -1700,7 +1586,7 @@ async def test_regression_a_short_timeout_gets_what_is_there(timeout: float) -> 
 
     assert await Job(poll) == list(range(10))
     assert waiting(channel) == (0, 0)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_regression_a_batch_is_cancelled_while_a_thread_takes() -> None:
@@ -1727,7 +1613,7 @@ async def test_regression_a_batch_is_cancelled_while_a_thread_takes() -> None:
     channel.close()
     await jobs[0]
     assert sorted(received) == list(range(100_000))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_what_counts_the_forks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,88 +33,23 @@ from chanflow import (
     WorkerStatistics,
     set_checkpoint_interval,
 )
-from tests import conftest
-from tests.conftest import whole
-from tests.virtual_time import VirtualTimeLoop
+from tests.support.channels import assert_at_rest
+from tests.support.messages import whole
+from tests.support.virtual_time import VirtualTimeLoop
+from tests.support.worker_groups import (
+    BAD_SHUTDOWN,
+    DEADLOCK,
+    ELSEWHERE,
+    OUTSIDE,
+    SHUTTING_DOWN,
+    Handler,
+    assert_nothing_left,
+    echo,
+    fail,
+    sleepy,
+)
 
 pytestmark = pytest.mark.anyio
-
-DEADLOCK = (
-    "the worker group is full, and every one of its handlers waits to submit to it, which could never end; "
-    "use a larger buffer, submit_nowait, or another group for the jobs of jobs"
-)
-SHUTTING_DOWN = "the worker group is shutting down"
-OUTSIDE = "a WorkerGroup accepts jobs only inside of its `async with` block"
-ELSEWHERE = "this WorkerGroup belongs to another event loop; use it there, as with anyio.from_thread.run"
-BAD_SHUTDOWN = "shutdown must be called inside of the group's block, and not by one of its handlers"
-
-
-def at_rest(group: WorkerGroup[Any, Any]) -> bool:
-    """Tell whether nothing of a group is left, once its block is."""
-    figures = group.statistics()
-    return (
-        figures.running == figures.queued == figures.delayed == figures.submitters_waiting == 0
-        and not group._workers
-        and not group._delayed
-        and not group._turns.any_live()
-        and conftest.at_rest(group._queue)
-    )
-
-
-class Handler:
-    """A handler that measures itself, and holds each job until it may go on."""
-
-    def __init__(self, *, held: bool = False) -> None:
-        self.started: list[Any] = []
-        self.times: dict[Any, float] = {}
-        self.finished: list[Any] = []
-        self.running = 0
-        self.most = 0
-        self.gates: dict[Any, Event] = {}
-        self.held = held
-
-    async def __call__(self, job: Any) -> Any:
-        self.started.append(job)
-        self.times[job] = anyio.current_time()
-        self.running += 1
-        self.most = max(self.most, self.running)
-        try:
-            if self.held:
-                await self.gates.setdefault(job, Event()).wait()
-            else:
-                await anyio.sleep(1)
-        finally:
-            self.running -= 1
-        self.finished.append(job)
-        return job
-
-    def in_order(self) -> list[Any]:
-        """Give the jobs in the order in which they started, those of one moment sorted."""
-        return sorted(self.started, key=lambda job: (self.times[job], job))
-
-    def release(self, *jobs: Any) -> None:
-        """Let jobs finish."""
-        for job in jobs:
-            self.gates.setdefault(job, Event()).set()
-
-    def release_all(self) -> None:
-        self.held = False
-        for gate in self.gates.values():
-            gate.set()
-
-
-async def echo(job: Any) -> Any:
-    return job
-
-
-async def sleepy(job: Any) -> Any:
-    await anyio.sleep(1)
-    return job
-
-
-async def fail(job: Any) -> Any:
-    raise job
-
 
 # The bound and the order
 
@@ -132,7 +67,7 @@ async def test_never_more_handlers_than_workers_and_never_fewer_than_needed(work
             assert anyio.current_time() - start == pytest.approx(10 / workers)
     assert handler.most == workers
     assert group.statistics() == WorkerStatistics(workers, 0, 0, 0, 0, 20, 0, 0, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -147,7 +82,7 @@ async def test_jobs_start_in_the_order_of_submission(workers: int, buffer: float
         if backend == "asyncio" or workers == 1:
             assert handler.started == list(range(12))
         assert handler.in_order() == list(range(12))
-        assert at_rest(group)
+        assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -171,7 +106,7 @@ async def test_submit_nowait_is_refused_exactly_when_all_is_full(workers: int, b
         handler.release_all()
     assert -1 not in handler.started
     assert len(handler.finished) == workers + buffer + 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
@@ -190,7 +125,7 @@ async def test_regression_a_burst_after_a_rest_is_not_refused(workers: int, buff
         await wait_all_tasks_blocked()
         assert group.statistics()[:5] == (workers, workers, buffer, 0, 0)
         handler.release_all()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_an_unbounded_buffer_takes_everything() -> None:
@@ -198,7 +133,7 @@ async def test_an_unbounded_buffer_takes_everything() -> None:
     async with WorkerGroup(echo, workers=1, buffer=math.inf) as group:
         results = [group.submit_nowait(number) for number in range(1000)]
     assert [await result for result in results] == list(range(1000))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_submit_waits_for_room() -> None:
@@ -222,7 +157,7 @@ async def test_submit_waits_for_room() -> None:
         assert accepted == [0, 1, 2]
         handler.release_all()
     assert accepted == handler.started == [0, 1, 2, 3]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("buffer", [0, 1])
@@ -238,7 +173,7 @@ async def test_a_cancelled_submit_submitted_nothing(buffer: int) -> None:
         assert group.statistics().submitters_waiting == 0
         handler.release_all()
     assert handler.started == list(range(1 + buffer))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_leaving_waits_for_blocked_submitters_in_other_tasks() -> None:
@@ -252,7 +187,7 @@ async def test_leaving_waits_for_blocked_submitters_in_other_tasks() -> None:
             assert group.statistics().submitters_waiting == 4
         assert sorted(handler.finished) == list(range(5))
     assert group.statistics().succeeded == 5
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_leaving_waits_for_what_handlers_submit() -> None:
@@ -280,7 +215,7 @@ async def test_leaving_waits_for_what_handlers_submit() -> None:
             group.submit_nowait(4)
     assert Counter(done) == {4: 1, 3: 2, 2: 4, 1: 8, 0: 16}
     assert refused == [SHUTTING_DOWN]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handlers_child_task_may_submit_during_the_drain() -> None:
@@ -297,7 +232,7 @@ async def test_a_handlers_child_task_may_submit_during_the_drain() -> None:
     async with WorkerGroup(handle, workers=1, buffer=1) as group:
         group.submit_nowait(2)
     assert done == [2, 1, 0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_submitting_is_a_checkpoint_every_so_often() -> None:
@@ -311,7 +246,7 @@ async def test_submitting_is_a_checkpoint_every_so_often() -> None:
             assert done.done
     finally:
         set_checkpoint_interval()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_one_failure_does_not_harm_the_others() -> None:
@@ -331,7 +266,7 @@ async def test_one_failure_does_not_harm_the_others() -> None:
             else:
                 assert await result == number
     assert group.statistics()[5:] == (3, 3, 0, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handler_that_raises_before_it_awaits() -> None:
@@ -343,7 +278,7 @@ async def test_a_handler_that_raises_before_it_awaits() -> None:
     async with WorkerGroup(handler) as group:
         with pytest.raises(TypeError, match=r"takes 0 positional arguments but 1 was given$"):
             await group.submit_nowait(1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 # Resizing
@@ -363,7 +298,7 @@ async def test_growing_starts_what_waits() -> None:
         assert group.statistics()[:3] == (4, 4, 2)
         handler.release_all()
     assert handler.in_order() == list(range(6))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_growing_takes_jobs_of_waiting_submitters() -> None:
@@ -381,7 +316,7 @@ async def test_regression_growing_takes_jobs_of_waiting_submitters() -> None:
         assert handler.started == [0, 1]
         handler.release_all()
     assert handler.started == [0, 1, 2]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_shrinking_interrupts_nothing() -> None:
@@ -400,7 +335,7 @@ async def test_shrinking_interrupts_nothing() -> None:
         assert handler.running == 2
         handler.release_all()
     assert handler.in_order() == list(range(8))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_shrinking_sends_idle_workers_away() -> None:
@@ -423,7 +358,7 @@ async def test_shrinking_sends_idle_workers_away() -> None:
         async for _ in group.map(range(9)):
             pass
     assert handler.most == 3
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_worker_that_was_woken_waits_for_its_turn_after_shrinking() -> None:
@@ -449,7 +384,7 @@ async def test_a_worker_that_was_woken_waits_for_its_turn_after_shrinking() -> N
         assert handler.started[3:] == [first, last]
         handler.release_all()
     assert isinstance(results[cancelled].exception(), ResultCancelledError)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_shrinking_loses_no_job_whose_worker_has_not_run_yet() -> None:
@@ -461,7 +396,7 @@ async def test_regression_shrinking_loses_no_job_whose_worker_has_not_run_yet() 
         assert [await result for result in results] == [0, 1, 2]
     assert handler.most == 1
     assert group.leftover == ()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_growing_again_gives_turns() -> None:
@@ -482,7 +417,7 @@ async def test_growing_again_gives_turns() -> None:
         assert handler.running == 2
         handler.release_all()
     assert sorted(handler.started[3:]) == [0, 1, 2]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_turn_given_to_a_worker_that_is_cancelled_goes_to_the_next() -> None:
@@ -502,7 +437,7 @@ async def test_a_turn_given_to_a_worker_that_is_cancelled_goes_to_the_next() -> 
         assert handler.running == 2
         handler.release_all()
     assert sorted(handler.finished[3:]) in ([0, 1, 2], [0, 2])
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_resizing_before_and_after_the_block() -> None:
@@ -516,7 +451,7 @@ async def test_resizing_before_and_after_the_block() -> None:
     assert anyio.current_time() - start == pytest.approx(1)
     group.resize(4)
     assert group.statistics().workers == 4
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize(
@@ -557,7 +492,7 @@ async def test_regression_a_deadlock_that_shrinking_causes_is_seen() -> None:
             group.resize(1)
             gate.set()
     assert outcomes in ([], [DEADLOCK])
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 # Cancelling jobs
@@ -591,7 +526,7 @@ async def test_cancelling_a_running_job() -> None:
         assert await behind == 1
     assert group.statistics()[5:] == (1, 0, 1, 0)
     assert group.leftover == ()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancelling_before_the_worker_has_run() -> None:
@@ -605,7 +540,7 @@ async def test_cancelling_before_the_worker_has_run() -> None:
         assert await group.submit_nowait(2) == 2
     assert handler.started == [2]
     assert result.attempts == 0
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancelling_a_queued_job() -> None:
@@ -618,7 +553,7 @@ async def test_cancelling_a_queued_job() -> None:
         results[1].cancel()
     assert handler.started == [0, 2]
     assert group.statistics()[5:] == (2, 0, 1, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancelling_a_delayed_job() -> None:
@@ -633,7 +568,7 @@ async def test_cancelling_a_delayed_job() -> None:
     assert anyio.current_time() - start < 1
     assert result.attempts == 1
     assert group.statistics()[5:] == (0, 0, 1, 1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancelling_a_job_that_holds_its_worker_between_attempts() -> None:
@@ -653,7 +588,7 @@ async def test_cancelling_a_job_that_holds_its_worker_between_attempts() -> None
             await result
         assert await (await group.submit(1)) == 1
     assert group.statistics()[5:] == (1, 0, 1, 1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancelling_a_delayed_job_that_waits_for_room() -> None:
@@ -683,7 +618,7 @@ async def test_cancelling_a_delayed_job_that_waits_for_room() -> None:
         assert group.statistics()[3:5] == (0, 0)
         handler.release_all()
     assert handler.started == [1, 2]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handler_that_returns_in_spite_of_being_cancelled_succeeds() -> None:
@@ -701,7 +636,7 @@ async def test_a_handler_that_returns_in_spite_of_being_cancelled_succeeds() -> 
         assert await result == 1
         assert await behind == 2
     assert group.statistics()[5:] == (2, 0, 0, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("buffer", [0, 10])
@@ -725,7 +660,7 @@ async def test_regression_a_cancelled_job_is_not_attempted_again(buffer: int) ->
         assert result.exception() is not None
         result.cancel()
     assert group.statistics().retries == 0
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handler_may_cancel_its_own_job() -> None:
@@ -740,7 +675,7 @@ async def test_a_handler_may_cancel_its_own_job() -> None:
         results.append(group.submit_nowait(1))
         with pytest.raises(ResultCancelledError):
             await results[0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 # Timeouts
@@ -756,7 +691,7 @@ async def test_a_timeout_fails_the_attempt() -> None:
         assert anyio.current_time() - start == pytest.approx(5)
         assert await quick is None
     assert group.statistics()[5:] == (1, 1, 0, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_each_attempt_has_its_own_timeout() -> None:
@@ -775,7 +710,7 @@ async def test_each_attempt_has_its_own_timeout() -> None:
         result = group.submit_nowait(1)
         assert await result == "done"
     assert anyio.current_time() - start == pytest.approx(5 + 1 + 5 + 1 + 4)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handlers_own_timeout_error_is_passed_on() -> None:
@@ -795,7 +730,7 @@ async def test_cancelling_a_job_with_a_timeout() -> None:
         result.cancel()
         with pytest.raises(ResultCancelledError):
             await result
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 # Retries
@@ -818,7 +753,7 @@ async def test_attempts_come_at_the_exact_times() -> None:
     assert times == pytest.approx([0, 1, 4, 13, 23])
     assert result.attempts == 5
     assert group.statistics()[5:] == (0, 1, 0, 4)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_jitter_stays_within_its_share() -> None:
@@ -837,7 +772,7 @@ async def test_jitter_stays_within_its_share() -> None:
     waits = [later - earlier for seen in times.values() for earlier, later in pairwise(seen)]
     assert len(waits) == 100
     assert 5 <= min(waits) < max(waits) <= 10 + 1e-6
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_job_succeeds_after_failures() -> None:
@@ -856,7 +791,7 @@ async def test_a_job_succeeds_after_failures() -> None:
         assert await result == 7
         assert result.attempts == 3
     assert group.statistics()[5:] == (1, 0, 0, 2)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize(
@@ -878,7 +813,7 @@ async def test_only_what_is_worth_it_is_attempted_again(on: Any, attempts: int) 
             await result
         assert result.attempts == attempts
     assert group.statistics().retries == attempts - 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_predicate_that_raises_fails_the_job() -> None:
@@ -897,7 +832,7 @@ async def test_a_predicate_that_raises_fails_the_job() -> None:
         assert caught.value is second
         assert caught.value.__context__ is error
         assert letters.receive_nowait() == (error, second, 1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_delayed_job_frees_its_worker() -> None:
@@ -916,7 +851,7 @@ async def test_a_delayed_job_frees_its_worker() -> None:
         assert done == [1, 2, 3]
         assert group.statistics()[:5] == (1, 0, 0, 1, 0)
     assert done == [1, 2, 3, 0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("buffer", [0, 1, 2])
@@ -940,7 +875,7 @@ async def test_more_delayed_jobs_than_the_buffer_hold_their_workers(buffer: int)
         assert figures.running == 3 - buffer
         assert [await result for result in results] == [0, 1, 2]
     assert group.statistics()[5:] == (3, 0, 0, 3)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_leaving_waits_for_delayed_jobs() -> None:
@@ -957,7 +892,7 @@ async def test_leaving_waits_for_delayed_jobs() -> None:
         result = group.submit_nowait(1)
     assert result.exception() is None
     assert attempts == 4
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_a_job_fails_again_before_its_delay_task_has_run() -> None:
@@ -995,7 +930,7 @@ async def test_regression_a_job_fails_again_before_its_delay_task_has_run() -> N
                 with pytest.raises(ValueError, match=r"^$"):
                     await result
         assert result.attempts == 4
-        assert at_rest(group)
+        assert_nothing_left(group)
 
 
 # Dead letters
@@ -1021,8 +956,8 @@ async def test_what_failed_for_good_goes_to_the_dead_letters() -> None:
     assert (letter.job, letter.error, letter.attempts) == (error, error, 3)
     with pytest.raises(WouldBlock):
         letters.receive_nowait()
-    assert at_rest(group)
-    assert conftest.at_rest(letters)
+    assert_nothing_left(group)
+    assert_at_rest(letters)
 
 
 async def test_dead_letters_press_back() -> None:
@@ -1038,7 +973,7 @@ async def test_dead_letters_press_back() -> None:
             await wait_all_tasks_blocked()
             assert isinstance(result.exception(), ValueError)
     letters.close()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("closing", ["sender", "receiver", "before"])
@@ -1062,7 +997,7 @@ async def test_letters_that_can_not_be_sent_are_logged(closing: str, caplog: pyt
     assert record.getMessage() == f"job {error!r} could not be sent to the dead letters: {why}"
     assert record.levelno == logging.WARNING
     assert group.statistics().failed == 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_stopping_while_a_letter_waits_leaves_the_job_over() -> None:
@@ -1074,8 +1009,8 @@ async def test_stopping_while_a_letter_waits_leaves_the_job_over() -> None:
         assert await group.shutdown(5) == [job]
         with pytest.raises(ResultCancelledError):
             await result
-    assert at_rest(group)
-    assert conftest.at_rest(letters)
+    assert_nothing_left(group)
+    assert_at_rest(letters)
 
 
 # Ending
@@ -1087,7 +1022,7 @@ async def test_nothing_to_do() -> None:
         assert group.statistics() == WorkerStatistics(10, 0, 0, 0, 0, 0, 0, 0, 0)
         assert not group._workers
     assert group.leftover == ()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_using_it_outside_of_its_block() -> None:
@@ -1134,7 +1069,7 @@ async def test_using_it_from_another_loop_or_thread() -> None:
 
     async with WorkerGroup(echo) as group:
         await anyio.to_thread.run_sync(other_loops)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("shield", [False, True])
@@ -1159,7 +1094,7 @@ async def test_an_error_in_the_block_stops(shield: bool, caplog: pytest.LogCaptu
         f"{group!r} was stopped with {len(group.leftover)} job(s) left over"
     ]
     assert group.statistics().cancelled == 0
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_an_outer_cancellation_stops() -> None:
@@ -1193,7 +1128,7 @@ async def test_an_outer_cancellation_stops() -> None:
     assert scope.cancelled_caught
     assert outcomes == ["refused"]
     assert sorted(group.leftover) == [0, 1, 2]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_cancellation_during_the_drain_stops() -> None:
@@ -1205,7 +1140,7 @@ async def test_a_cancellation_during_the_drain_stops() -> None:
     assert scope.cancelled_caught
     assert group.statistics().succeeded == 2
     assert group.leftover == (2, 3, 4)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_a_cancelled_group_starts_no_queued_job() -> None:
@@ -1224,7 +1159,7 @@ async def test_regression_a_cancelled_group_starts_no_queued_job() -> None:
                     await anyio.sleep(5)
     assert sorted(handler.started) == [0, 1]
     assert sorted(group.leftover) == list(range(10))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_an_exception_group_from_the_block_is_not_wrapped() -> None:
@@ -1236,7 +1171,7 @@ async def test_regression_an_exception_group_from_the_block_is_not_wrapped() -> 
             raise error
     assert caught.value is error
     assert group.leftover == (1,)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
@@ -1265,7 +1200,7 @@ def test_a_keyboard_interrupt_in_a_handler_is_raised(backend: str) -> None:
     assert isinstance(error, KeyboardInterrupt)
     assert sorted(groups[0].leftover) == [1, 2, 3]
     assert all(isinstance(result.exception(), ResultCancelledError) for result in results)
-    assert at_rest(groups[0])
+    assert_nothing_left(groups[0])
 
 
 @pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})])
@@ -1298,7 +1233,7 @@ async def test_regression_a_handler_that_awaits_a_cancelled_future_ends_only_its
     assert str(error) == "the task awaited something that was cancelled, but was not cancelled itself"
     assert isinstance(error.__cause__, asyncio.CancelledError)
     assert group.statistics().succeeded == 3
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -1322,7 +1257,7 @@ def test_native_cancellation_of_the_block(anyio_backend: str) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert groups[0].leftover == (1, 2, 3, 4)
-        assert at_rest(groups[0])
+        assert_nothing_left(groups[0])
 
     for draining in False, True:
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
@@ -1344,7 +1279,7 @@ class TestShutdown:
             with pytest.raises(ClosedResourceError, match=whole(SHUTTING_DOWN)):
                 group.map([7])
             assert await group.shutdown() == []
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_it_returns_what_is_left_over(self, caplog: pytest.LogCaptureFixture) -> None:
         """After its time; the group's end says nothing more about them."""
@@ -1358,7 +1293,7 @@ class TestShutdown:
             group.resize(20)
         assert group.leftover == (2, 3, 4)
         assert caplog.records == []
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_at_once(self) -> None:
         """A timeout of zero cancels what runs, also what has just been submitted."""
@@ -1368,7 +1303,7 @@ class TestShutdown:
                 group.submit_nowait(number)
             assert sorted(await group.shutdown(0)) == list(range(5))
         assert handler.finished == []
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_own_handlers_may_submit_meanwhile(self) -> None:
         """What they submit is done too, what others submit is refused."""
@@ -1390,7 +1325,7 @@ class TestShutdown:
             tasks.start_soon(outsider)
             assert await group.shutdown(100) == []
         assert done == [3, 2, 1, 0]
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_handlers_of_another_group_are_outsiders(self) -> None:
         """Being a handler elsewhere gives no right here."""
@@ -1420,7 +1355,7 @@ class TestShutdown:
         async with WorkerGroup(handle) as group:
             with pytest.raises(RuntimeError, match=whole(BAD_SHUTDOWN)):
                 await group.submit_nowait(1)
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_a_handler_of_another_group_can(self) -> None:
         """It waits for others only."""
@@ -1450,7 +1385,7 @@ class TestShutdown:
             with pytest.raises(ClosedResourceError, match=whole(SHUTTING_DOWN)):
                 group.submit_nowait(3)
         assert [await result for result in results] == [0, 1, 2]
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_it_ends_delayed_and_held_jobs(self) -> None:
         """They are left over, without waiting for their time."""
@@ -1463,7 +1398,7 @@ class TestShutdown:
             start = anyio.current_time()
             assert sorted(await group.shutdown(5), key=str) == jobs
         assert anyio.current_time() - start == pytest.approx(5)
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_a_delay_that_has_not_begun_is_ended_too(self) -> None:
         """The job failed in the tick of the shutdown."""
@@ -1481,7 +1416,7 @@ class TestShutdown:
                 await anyio.lowlevel.checkpoint()
             assert await group.shutdown(0) == [1]
             assert result.attempts == 1
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_regression_a_failing_cleanup_is_not_retried_after_the_time_is_over(self) -> None:
         """A handler that turns the cancellation into an error doesn't put its end off."""
@@ -1500,7 +1435,7 @@ class TestShutdown:
             assert result.done
             assert leftover in ([], [1])
             assert result.exception() is not None
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     @pytest.mark.parametrize("leave", [False, True])
     async def test_regression_twice_at_the_same_time(self, leave: bool) -> None:
@@ -1522,7 +1457,7 @@ class TestShutdown:
                         await anyio.sleep(10)
         assert returned == [[]] * (1 if leave else 2)
         assert group.statistics().succeeded == 5
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_regression_a_short_one_during_a_long_one(self) -> None:
         """The shorter time counts, and whoever waited longer gets the same jobs."""
@@ -1541,7 +1476,7 @@ class TestShutdown:
                     tasks.start_soon(shut_down, 0.5, 1)
                     await anyio.sleep(10)
         assert returned == [[1, 2, 3, 4]] * 2
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_regression_a_short_one_while_the_block_is_left(self) -> None:
         """What SIGTERM does to a program that is about to end: leaving ends with it."""
@@ -1559,7 +1494,7 @@ class TestShutdown:
                     tasks.start_soon(shut_down)
         assert returned == [[1, 2, 3, 4]]
         assert group.leftover == (1, 2, 3, 4)
-        assert at_rest(group)
+        assert_nothing_left(group)
 
 
 # Submitting to one's own group
@@ -1585,7 +1520,7 @@ async def test_a_self_submission_that_could_never_end_is_refused(workers: int, b
                 group.submit_nowait(1)
     assert errors
     assert set(errors) == {DEADLOCK}
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_self_submission_waits_while_another_handler_can_go_on() -> None:
@@ -1602,7 +1537,7 @@ async def test_a_self_submission_waits_while_another_handler_can_go_on() -> None
         results = [group.submit_nowait(number) for number in (1, 2)]
         assert [await result for result in results] == [1, 2]
     assert group.statistics().succeeded == 3
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handler_that_holds_its_worker_between_attempts_can_go_on() -> None:
@@ -1623,7 +1558,7 @@ async def test_a_handler_that_holds_its_worker_between_attempts_can_go_on() -> N
     async with WorkerGroup(handle, workers=2, buffer=0, retry=Retry(2, delay=10, jitter=0)) as group:
         results = [group.submit_nowait(number) for number in (1, 2)]
         assert [await result for result in results] == [1, 2]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_a_handler_whose_job_was_just_taken_is_not_blocked() -> None:
@@ -1656,7 +1591,7 @@ async def test_regression_a_handler_whose_job_was_just_taken_is_not_blocked() ->
         gate.set()
     assert errors == []
     assert group.statistics().succeeded == 5
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_a_handler_that_is_being_cancelled_is_not_blocked() -> None:
@@ -1682,7 +1617,7 @@ async def test_regression_a_handler_that_is_being_cancelled_is_not_blocked() -> 
         first.append(group.submit_nowait("waits"))
     assert errors == []
     assert group.statistics()[5:] == (2, 0, 1, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_handlers_child_task_that_waits_is_no_deadlock() -> None:
@@ -1699,7 +1634,7 @@ async def test_a_handlers_child_task_that_waits_is_no_deadlock() -> None:
     async with WorkerGroup(handle, workers=1, buffer=0) as group:
         assert await group.submit_nowait(1) == 1
     assert group.statistics().succeeded == 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_submission_to_another_group_is_never_a_deadlock() -> None:
@@ -1749,7 +1684,7 @@ class TestMap:
             if kind == "receiver":
                 source.close()
         assert seen == list(range(20)) if ordered else sorted(seen) == list(range(20))
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_the_order_is_that_of_the_jobs_or_of_their_ends(self) -> None:
         """As asked for."""
@@ -1761,14 +1696,14 @@ class TestMap:
         async with WorkerGroup(handle, workers=3) as group:
             assert [value async for value in group.map([3, 1, 2])] == [3, 1, 2]
             assert [value async for value in group.map([3, 1, 2], ordered=False)] == [1, 2, 3]
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     @pytest.mark.parametrize("ordered", [True, False])
     async def test_an_empty_source(self, ordered: bool) -> None:
         """Gives nothing and ends."""
         async with WorkerGroup(echo) as group:
             assert [value async for value in group.map([], ordered=ordered)] == []
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     @pytest.mark.parametrize("ordered", [True, False])
     @pytest.mark.parametrize("asynchronous", [True, False])
@@ -1795,7 +1730,7 @@ class TestMap:
                     await anyio.sleep(pause)
             assert given == 30
             assert workers <= furthest <= workers + buffer
-            assert at_rest(group)
+            assert_nothing_left(group)
 
     @pytest.mark.parametrize("ordered", [True, False])
     async def test_leaving_early_cancels_the_rest(self, ordered: bool) -> None:
@@ -1819,7 +1754,7 @@ class TestMap:
         assert len(handler.started) < 15
         assert group.statistics().cancelled > 0
         assert group.leftover == ()
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_closing_before_the_first_step(self) -> None:
         """No job is handled, and iterating is over."""
@@ -1830,7 +1765,7 @@ class TestMap:
             await values.aclose()
             assert [value async for value in values] == []
         assert handler.finished == []
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     @pytest.mark.parametrize("ordered", [True, False])
     async def test_the_first_failure_is_raised_and_cancels_the_rest(self, ordered: bool) -> None:
@@ -1851,7 +1786,7 @@ class TestMap:
             assert group.statistics()[:5] == (10, 0, 0, 0, 0)
         assert seen == [1, 2]
         assert group.statistics()[5:] == (2, 1, 2, 0)
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_in_order_the_first_failure_is_the_first_of_the_jobs(self) -> None:
         """Though another failed earlier."""
@@ -1884,7 +1819,7 @@ class TestMap:
                 async for value in group.map(agen(source()) if asynchronous else source(), ordered=ordered):
                     seen.append(value)
         assert sorted(seen) == [0, 1, 2]
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_retries_are_invisible(self) -> None:
         """But for their time."""
@@ -1899,7 +1834,7 @@ class TestMap:
         async with WorkerGroup(handle, workers=2, buffer=1, retry=Retry(2)) as group:
             assert [value async for value in group.map(range(20))] == list(range(20))
         assert group.statistics().retries == 20
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_what_is_not_iterable_is_refused(self) -> None:
         """At once, not at the first step."""
@@ -1920,7 +1855,7 @@ class TestMap:
                 tasks.start_soon(total, range(number * 10, number * 10 + 10))
         assert sorted(sums) == [45, 145, 245, 345]
         assert handler.most == 3
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_a_cancelled_iteration_cancels_the_rest(self) -> None:
         """As leaving it does."""
@@ -1932,7 +1867,7 @@ class TestMap:
             await wait_all_tasks_blocked()
             assert group.statistics()[:5] == (2, 0, 0, 0, 0)
         assert group.statistics().succeeded == 4
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     async def test_during_a_shutdown_it_ends_with_an_error(self) -> None:
         """The jobs that were taken give their results first."""
@@ -1953,7 +1888,7 @@ class TestMap:
         assert seen == list(range(len(seen)))
         assert len(seen) == group.statistics().succeeded
         assert len(errors) == 1
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     @pytest.mark.parametrize("ending", ["normal", "error"])
     @pytest.mark.parametrize("ordered", [True, False])
@@ -1969,7 +1904,7 @@ class TestMap:
                             raise KeyError
                         break
         await values.aclose()
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     @pytest.mark.parametrize("ending", ["cancellation", "error"])
     async def test_regression_stopping_ends_a_map_that_waits_for_its_source(self, ending: str) -> None:
@@ -1995,8 +1930,8 @@ class TestMap:
                         scope.cancel()
                         await anyio.sleep(1)
         assert len(errors) == 1
-        assert at_rest(group)
-        assert conftest.at_rest(idle_source)
+        assert_nothing_left(group)
+        assert_at_rest(idle_source)
 
     async def test_regression_a_job_submitted_in_the_tick_of_the_break_is_cancelled(self) -> None:
         """The feeding task's job was taken, and before it ran on, the iteration was left.
@@ -2041,7 +1976,7 @@ class TestMap:
         assert 3 not in started
         assert figures[:5] == (1, 0, 0, 0, 0)
         assert group.statistics().succeeded == 3
-        assert at_rest(group)
+        assert_nothing_left(group)
 
 
 # Bounds on memory, and randomised runs
@@ -2071,7 +2006,7 @@ async def test_many_jobs_in_bounded_memory() -> None:
     assert done == 100_000
     assert results < 200
     assert peak < 500_000
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_failing_jobs_in_bounded_memory(caplog: pytest.LogCaptureFixture) -> None:
@@ -2084,7 +2019,7 @@ async def test_failing_jobs_in_bounded_memory(caplog: pytest.LogCaptureFixture) 
         gc.collect()
         assert len(group._failures) <= 4
     assert group.statistics().failed == 2000
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 class Chaos:
@@ -2201,7 +2136,7 @@ class Chaos:
         assert succeeded + failed + figures.cancelled + len(leftover) == len(self.accepted)
         assert self.violations == []
         assert self.running == 0
-        assert at_rest(group)
+        assert_nothing_left(group)
 
 
 async def test_no_job_is_lost_in_random_runs(caplog: pytest.LogCaptureFixture) -> None:
@@ -2263,7 +2198,7 @@ async def test_map_that_another_thread_collects_is_stopped_in_the_loop() -> None
         await wait_all_tasks_blocked()
         assert values._feed.stopped
         assert group.statistics()[:5] == (1, 0, 0, 0, 0)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_results_do_not_keep_their_jobs() -> None:
@@ -2282,7 +2217,7 @@ async def test_results_do_not_keep_their_jobs() -> None:
         del job
         await wait_all_tasks_blocked()
         assert gone() is None
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 class Double:
