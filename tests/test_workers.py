@@ -11,18 +11,9 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, WouldBlock, wait_all_tasks_blocked
 
-from chanflow import (
-    WorkerGroup,
-    WorkerStatistics,
-    set_checkpoint_interval,
-)
+from chanflow import WorkerGroup, WorkerStatistics, set_checkpoint_interval
 from tests.support.messages import whole
-from tests.support.worker_groups import (
-    SHUTTING_DOWN,
-    Handler,
-    assert_nothing_left,
-    echo,
-)
+from tests.support.worker_groups import SHUTTING_DOWN, Handler, assert_nothing_left, echo
 
 pytestmark = pytest.mark.anyio
 

@@ -8,18 +8,9 @@ import anyio
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from chanflow import (
-    Result,
-    ResultCancelledError,
-    Retry,
-    WorkerGroup,
-)
+from chanflow import Result, ResultCancelledError, Retry, WorkerGroup
 from tests.support.messages import whole
-from tests.support.worker_groups import (
-    Handler,
-    assert_nothing_left,
-    fail,
-)
+from tests.support.worker_groups import Handler, assert_nothing_left, fail
 
 pytestmark = pytest.mark.anyio
 

@@ -8,20 +8,10 @@ from typing import Any
 import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 
-from chanflow import (
-    Channel,
-    DeadLetter,
-    ResultCancelledError,
-    Retry,
-    WorkerGroup,
-)
+from chanflow import Channel, DeadLetter, ResultCancelledError, Retry, WorkerGroup
 from tests.support.channels import assert_at_rest
 from tests.support.messages import whole
-from tests.support.worker_groups import (
-    assert_nothing_left,
-    echo,
-    fail,
-)
+from tests.support.worker_groups import assert_nothing_left, echo, fail
 
 pytestmark = pytest.mark.anyio
 

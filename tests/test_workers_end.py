@@ -11,13 +11,7 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, Event, wait_all_tasks_blocked
 
-from chanflow import (
-    Result,
-    ResultCancelledError,
-    Retry,
-    WorkerGroup,
-    WorkerStatistics,
-)
+from chanflow import Result, ResultCancelledError, Retry, WorkerGroup, WorkerStatistics
 from tests.support.messages import whole
 from tests.support.virtual_time import VirtualTimeLoop
 from tests.support.worker_groups import (

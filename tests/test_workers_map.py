@@ -15,20 +15,10 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, Event, wait_all_tasks_blocked
 
-from chanflow import (
-    Channel,
-    ResultCancelledError,
-    Retry,
-    WorkerGroup,
-)
+from chanflow import Channel, ResultCancelledError, Retry, WorkerGroup
 from tests.support.channels import assert_at_rest
 from tests.support.messages import whole
-from tests.support.worker_groups import (
-    Handler,
-    assert_nothing_left,
-    echo,
-    sleepy,
-)
+from tests.support.worker_groups import Handler, assert_nothing_left, echo, sleepy
 
 pytestmark = pytest.mark.anyio
 

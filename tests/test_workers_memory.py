@@ -10,15 +10,8 @@ import weakref
 import pytest
 from anyio import wait_all_tasks_blocked
 
-from chanflow import (
-    Result,
-    WorkerGroup,
-)
-from tests.support.worker_groups import (
-    assert_nothing_left,
-    echo,
-    fail,
-)
+from chanflow import Result, WorkerGroup
+from tests.support.worker_groups import assert_nothing_left, echo, fail
 
 pytestmark = pytest.mark.anyio
 

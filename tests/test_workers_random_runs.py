@@ -13,17 +13,8 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, WouldBlock
 
-from chanflow import (
-    Channel,
-    DeadLetter,
-    Result,
-    ResultCancelledError,
-    Retry,
-    WorkerGroup,
-)
-from tests.support.worker_groups import (
-    assert_nothing_left,
-)
+from chanflow import Channel, DeadLetter, Result, ResultCancelledError, Retry, WorkerGroup
+from tests.support.worker_groups import assert_nothing_left
 
 pytestmark = pytest.mark.anyio
 

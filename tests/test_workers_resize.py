@@ -8,18 +8,9 @@ import anyio
 import pytest
 from anyio import Event, WouldBlock, wait_all_tasks_blocked
 
-from chanflow import (
-    ResultCancelledError,
-    WorkerGroup,
-)
+from chanflow import ResultCancelledError, WorkerGroup
 from tests.support.messages import whole
-from tests.support.worker_groups import (
-    DEADLOCK,
-    Handler,
-    assert_nothing_left,
-    echo,
-    sleepy,
-)
+from tests.support.worker_groups import DEADLOCK, Handler, assert_nothing_left, echo, sleepy
 
 pytestmark = pytest.mark.anyio
 

@@ -8,16 +8,8 @@ import anyio
 import pytest
 from anyio import Event, wait_all_tasks_blocked
 
-from chanflow import (
-    Result,
-    Retry,
-    WorkerGroup,
-)
-from tests.support.worker_groups import (
-    DEADLOCK,
-    assert_nothing_left,
-    sleepy,
-)
+from chanflow import Result, Retry, WorkerGroup
+from tests.support.worker_groups import DEADLOCK, assert_nothing_left, sleepy
 
 pytestmark = pytest.mark.anyio
 

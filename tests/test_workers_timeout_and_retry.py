@@ -10,18 +10,9 @@ import anyio
 import pytest
 from anyio import Event, wait_all_tasks_blocked
 
-from chanflow import (
-    Channel,
-    DeadLetter,
-    ResultCancelledError,
-    Retry,
-    WorkerGroup,
-)
+from chanflow import Channel, DeadLetter, ResultCancelledError, Retry, WorkerGroup
 from tests.support.messages import whole
-from tests.support.worker_groups import (
-    assert_nothing_left,
-    fail,
-)
+from tests.support.worker_groups import assert_nothing_left, fail
 
 pytestmark = pytest.mark.anyio
 
