@@ -13,6 +13,7 @@ import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Channel, Ticker, after, select, select_nowait, ticker
+from tests.support.backends import native
 from tests.support.channels import assert_at_rest
 from tests.support.messages import whole
 
@@ -418,7 +419,7 @@ async def test_in_another_loop(make: Callable[[float], Any], other: str) -> None
     assert errors == [f"{timer!r} was made in another event loop"] * 2
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@native
 async def test_waiting_for_a_timer_leaves_no_handle() -> None:
     """A select that did not need its timer cancels it in the event loop."""
     channel = Channel[int]()
@@ -434,7 +435,7 @@ async def test_waiting_for_a_timer_leaves_no_handle() -> None:
     assert_at_rest(channel)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@native
 async def test_timer_that_comes_just_after_the_hand_over() -> None:
     """A timer that comes in the tick in which a select was handed an item, and before it runs, does nothing."""
     channel = Channel[int]()
