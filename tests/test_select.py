@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Never, assert_type, get_args
 
 import anyio
-import anyio.lowlevel
 import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 
