@@ -469,10 +469,12 @@ async def test_what_cannot_be_given_back_is_told(caplog: pytest.LogCaptureFixtur
 
 async def test_a_message_is_settled_while_its_lease_is_renewed() -> None:
     """Renewing a lease that is not needed any more is no error."""
+    held: list[bool] = []
 
     async def slow(extend: Any, delivery: Delivery) -> bool:
         await sleep(1.0)
-        return bool(await extend(delivery))
+        held.append(await extend(delivery))
+        return held[-1]
 
     async with connect(Faulty(extend=slow)) as bus, bus.subscribe("topic", group="group") as messages:
         await bus.publish("topic", b"")
@@ -481,6 +483,7 @@ async def test_a_message_is_settled_while_its_lease_is_renewed() -> None:
             tasks.start_soon(message.extend)
             await wait_all_tasks_blocked()
             await message.ack()
+    assert held == [False]
 
 
 @pytest.mark.parametrize("end", ["cancelled", "closed"])
@@ -603,15 +606,20 @@ async def test_retention_ends_but_not_for_who_still_needs_it() -> None:
 def test_one_event_loop_after_the_other() -> None:
     """A backend that is opened again goes by the clock of the event loop that runs then."""
     backend = MemoryBackend(max_pending=math.inf, retention=60.0)
+    received: list[bytes] = []
 
-    async def use() -> None:
+    async def use(body: bytes) -> None:
         async with connect(backend) as bus:
-            await bus.publish("topic", b"")
+            await bus.publish("topic", body)
             async with bus.subscribe("topic", group="group") as messages:
-                await (await anext(messages)).ack()
+                with fail_after(10.0):
+                    message = await anext(messages)
+                received.append(message.body)
+                await message.ack()
 
-    anyio.run(use, backend="trio")
-    anyio.run(use, backend="asyncio")
+    anyio.run(use, b"on trio", backend="trio")
+    anyio.run(use, b"on asyncio", backend="asyncio")
+    assert received == [b"on trio", b"on asyncio"]
 
 
 async def test_settled_late_after_it_was_ready_again() -> None:

@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import sys
+import warnings
 from collections import deque
 from typing import Any
 
@@ -499,8 +500,10 @@ async def test_dropped_channel_does_not_warn() -> None:
     channel.send_nowait(1)
     cycle: list[Any] = [channel]
     cycle.append(cycle)
-    del channel, cycle
-    gc.collect()
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        del channel, cycle
+        gc.collect()
+    assert caught == []
 
 
 async def test_sender_of_a_closed_channel_does_not_warn() -> None:
@@ -508,8 +511,10 @@ async def test_sender_of_a_closed_channel_does_not_warn() -> None:
     channel = Channel[int]()
     clone = channel.sender.clone()
     channel.close()
-    del clone, channel
-    gc.collect()
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        del clone, channel
+        gc.collect()
+    assert caught == []
 
 
 async def test_a_channel_is_true_and_shows_itself() -> None:

@@ -238,7 +238,7 @@ async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_en
 
 
 async def test_closing_refuses_whoever_goes_on_asking(tmp_path: Path) -> None:
-    """From the beginning of the end on nothing is taken in, or there would be no end."""
+    """From the beginning of the end on nothing is taken in, or there would be no end and the time would run out."""
     database = await Database.open(tmp_path / "file.db", SCHEMA)
     begun, refused = anyio.Event(), anyio.Event()
 
@@ -255,6 +255,8 @@ async def test_closing_refuses_whoever_goes_on_asking(tmp_path: Path) -> None:
             await begun.wait()
             await database.aclose()
             await refused.wait()
+    with pytest.raises(ClosedResourceError):
+        await database.run(read)
 
 
 async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:

@@ -470,3 +470,4 @@ def test_a_ticker_is_closed_after_its_event_loop(backend: str) -> None:
 
     anyio.run(main, backend=backend)
     tickers[0].close()
+    assert tickers[0]._closed
