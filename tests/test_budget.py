@@ -16,7 +16,7 @@ from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_al
 from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select, ticker
 from chanflow._loop._home import current_home
 from chanflow._work._map import Feed, MapIterator
-from tests.virtual_time import VirtualTimeLoop
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from chanflow.bus import Bus, Content, Delivery, Member, Membership, connect
 from chanflow.bus.backends.memory import Entry, GroupQueue, MemoryBackend, MemoryMember, Stored, Topic
 from chanflow.bus.backends.sqlite import SqliteBackend
 from chanflow.bus.conformance import BusConformance
-from tests.virtual_time import passes
+from tests.support.virtual_time import passes
 
 CONFORMANCE = [name for name, _ in getmembers(BusConformance, isfunction) if name.startswith("test_")]
 BEYOND_ONE_PROCESS = {"test_another_connection_goes_on", "test_two_connections_share_a_group"}

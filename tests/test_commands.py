@@ -19,8 +19,8 @@ import anyio
 import pytest
 
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
-from tests.redis_server import running_server
-from tests.test_demo import COMMAND, PATIENCE
+from tests.support.command import COMMAND, PATIENCE
+from tests.support.redis import running_server
 
 pytestmark = pytest.mark.slow
 

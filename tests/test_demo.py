@@ -21,15 +21,8 @@ from click.testing import CliRunner
 
 from chanflow.cli.demos.digest import Digest, Summary, checksum_line, digest_tree
 from chanflow.cli.main import main
+from tests.support.command import COMMAND, PATIENCE
 
-PATIENCE = 60.0
-COMMAND = [str(Path(sys.executable).with_name("chanflow"))]
-if not Path(COMMAND[0]).exists():
-    COMMAND = [
-        sys.executable,
-        "-c",
-        "import sys; from chanflow.cli.main import main; sys.exit(main(prog_name='chanflow'))",
-    ]
 HUGE = 1 << 40
 AWKWARD = [b"plain", b"with space", b"new\nline", b"back\\slash", b"carriage\rreturn", b"\xff\xfe", b"\\\r\n", b" lead"]
 

@@ -14,8 +14,8 @@ import pytest
 from anyio import ClosedResourceError, Event, wait_all_tasks_blocked
 
 from chanflow import Retry, WorkerGroup
-from tests.conftest import whole
-from tests.test_workers import BAD_SHUTDOWN, DEADLOCK, at_rest
+from tests.support.messages import whole
+from tests.support.worker_groups import BAD_SHUTDOWN, DEADLOCK, assert_nothing_left
 
 pytestmark = pytest.mark.anyio
 
@@ -205,7 +205,7 @@ def test_regression_handlers_whose_threads_all_submit_to_their_full_group(backen
                 workers.append(group)
                 results = [await group.submit(job) for job in range(2)]
                 assert [await result for result in results] == [0, 1]
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     anyio.run(main, backend=backend)
     assert set(refused) == {DEADLOCK}

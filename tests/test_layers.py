@@ -14,7 +14,8 @@ import pytest
 import chanflow
 
 SOURCE = Path(chanflow.__file__).parent
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TESTS = Path(__file__).parent
+BENCHMARKS = TESTS.parent / "benchmarks"
 
 # From the lowest up; each imports only from those below it, and from itself.
 ROOMS = [
@@ -72,6 +73,14 @@ def test_imports_come_from_below(module: str) -> None:
     assert room in ROOMS, f"{module} has no place in the house"
     below = set(ROOMS[: ROOMS.index(room) + 1])
     assert {room_of(name) for name in imported(MODULES[module]) & MODULES.keys()} <= below
+
+
+def test_tests_share_by_way_of_their_support_only() -> None:
+    """No module of the tests imports another, but those in `tests.support`."""
+    modules = modules_of(TESTS)
+    for module, path in modules.items():
+        others = imported(path, "tests") & modules.keys()
+        assert {name for name in others if not f"{name}.".startswith("tests.support.")} <= {"tests"}, module
 
 
 @pytest.mark.parametrize("package", [SOURCE, BENCHMARKS], ids=lambda path: path.name)

@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from chanflow._channel._ledger import Ledger
 from chanflow._channel._state import ChannelState
 from chanflow._loop._home import NOWHERE
-from tests.test_state_machine import FakeWaiter
+from tests.support.fake_waiter import FakeWaiter
 
 
 class Hostile(deque[int]):

@@ -18,8 +18,8 @@ import httpx
 import pytest
 
 from chanflow.tasks import TaskStatus
-from tests.test_demo import PATIENCE
-from tests.test_serve import Server, serving, wait_until
+from tests.support.command import PATIENCE
+from tests.support.server import Server, serving, wait_until
 
 pytestmark = pytest.mark.slow
 

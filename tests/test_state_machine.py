@@ -32,33 +32,7 @@ from chanflow._channel import _ends, _select, _state
 from chanflow._channel._ends import Receiving, Sending
 from chanflow._channel._state import ChannelState
 from chanflow._loop._home import Home
-
-
-class FakeWaiter:
-    """A waiter whose task runs when the test says so."""
-
-    def __init__(self) -> None:
-        self.outcome: Any = "pending"
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        yield self
-        return self.outcome
-
-    def done(self) -> bool:
-        return self.outcome != "pending"
-
-    def cancelled(self) -> bool:
-        return self.outcome == "cancelled"
-
-    def cancel(self) -> None:
-        self.outcome = "cancelled"
-
-    def result(self) -> Any:
-        return self.outcome
-
-    def set_result(self, outcome: Any) -> None:
-        assert not self.done(), "woken twice"
-        self.outcome = outcome
+from tests.support.fake_waiter import FakeWaiter
 
 
 @coroutine

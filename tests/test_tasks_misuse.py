@@ -25,8 +25,8 @@ from chanflow.tasks import (
     TaskStatus,
     UnknownTaskError,
 )
-from tests.conftest import whole
-from tests.redis_server import running_redis
+from tests.support.messages import whole
+from tests.support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 

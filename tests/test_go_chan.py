@@ -1,4 +1,4 @@
-"""What Go's own tests ask of channels and select, asked again: the ideas of `test/chan` and `runtime/chan_test.go`.
+"""What Go's own tests ask of channels and select, asked again: the ideas of `test/chan`.
 
 Each test is named after the Go one. Where chanflow differs on purpose, the test says so.
 """
@@ -7,49 +7,24 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from fractions import Fraction
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from math import factorial
-from random import Random
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import pytest
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock, wait_all_tasks_blocked
+from anyio import ClosedResourceError, EndOfStream, WouldBlock, wait_all_tasks_blocked
 from anyio.abc import TaskGroup
 
-from chanflow import Case, Channel, ReceiveChannel, Send, SendChannel, after, select, select_nowait
-from chanflow._channel import _select as select_module
-from tests.conftest import at_rest
+from chanflow import Channel, ReceiveChannel, Send, SendChannel, after, select, select_nowait
+from tests.support.channels import assert_at_rest
+from tests.support.go import blocks, spawn
 
 pytestmark = pytest.mark.anyio
-
-
-async def blocks(operation: Callable[[], Awaitable[Any]]) -> bool:
-    """Tell whether an operation waits for what nobody is going to do."""
-    with anyio.move_on_after(1) as scope:
-        await operation()
-    return scope.cancelled_caught
-
-
-async def spawn(tasks: TaskGroup, operation: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Start an operation, wait until it waits, and give the list that its result comes into."""
-    kept: list[Any] = []
-
-    async def run() -> None:
-        kept.append(await operation())
-
-    tasks.start_soon(run)
-    await wait_all_tasks_blocked()
-    return kept
-
-
-# test/chan
 
 
 async def test_fifo_asynch() -> None:
@@ -58,7 +33,7 @@ async def test_fifo_asynch() -> None:
     for number in range(10):
         await channel.send(number)
     assert [await channel.receive() for _ in range(10)] == list(range(10))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_fifo_synch() -> None:
@@ -83,7 +58,7 @@ async def test_fifo_synch() -> None:
             await channel.send(number)
         await turn.receive()
     assert took == list(range(10))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_fifo_of_waiters() -> None:
@@ -110,8 +85,8 @@ async def test_fifo_of_waiters() -> None:
             tasks.start_soon(channel.send, number)
             await wait_all_tasks_blocked()
         assert [channel.receive_nowait() for _ in range(20)] == list(range(20))
-    assert at_rest(channel)
-    assert at_rest(quiet)
+    assert_at_rest(channel)
+    assert_at_rest(quiet)
 
 
 async def test_goroutines() -> None:
@@ -126,7 +101,7 @@ async def test_goroutines() -> None:
             tasks.start_soon(add_one, left, right)
         await links[-1].send(1)
         assert await links[0].receive() == 1_001
-    assert all(map(at_rest, links))
+    assert_at_rest(*links)
 
 
 @pytest.mark.parametrize("buffer", [0, 10])
@@ -156,7 +131,7 @@ async def test_nonblock(buffer: int, item: Any) -> None:
         assert sent == []
         assert [select_nowait(channel).item for _ in range(buffer + 1)] == [item] * (buffer + 1)
     assert sent == [None]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_doubleselect() -> None:
@@ -182,7 +157,7 @@ async def test_doubleselect() -> None:
                 tasks.start_soon(forward, channel, out.clone())
         tasks.start_soon(send)
         assert sorted([number async for number in collected]) == list(range(count))
-    assert all(map(at_rest, [*channels, collected]))
+    assert_at_rest(*channels, collected)
 
 
 async def test_select() -> None:
@@ -213,8 +188,8 @@ async def test_select() -> None:
         tasks.start_soon(send)
     assert sorted(got) == list(range(1_000))
     assert abs(data.statistics().sent - control.statistics().sent) <= 1
-    assert at_rest(data)
-    assert at_rest(control)
+    assert_at_rest(data)
+    assert_at_rest(control)
 
 
 async def test_select2() -> None:
@@ -234,8 +209,8 @@ async def test_select2() -> None:
         tasks.start_soon(send)
         tasks.start_soon(receive)
     assert len(dummy._state.senders) == 0
-    assert at_rest(channel)
-    assert at_rest(dummy)
+    assert_at_rest(channel)
+    assert_at_rest(dummy)
 
 
 async def test_select3() -> None:
@@ -262,7 +237,7 @@ async def test_select3() -> None:
         with pytest.raises((EndOfStream, ClosedResourceError)):
             assert not await blocks(operation)
     assert full.drain() == [3]
-    assert all(map(at_rest, [empty, full, closed]))
+    assert_at_rest(empty, full, closed)
 
 
 async def test_select4() -> None:
@@ -272,8 +247,8 @@ async def test_select4() -> None:
     channel.send_nowait(42)
     case = await select(blocked, channel)
     assert (case.index, case.item) == (1, 42)
-    assert at_rest(channel)
-    assert at_rest(blocked)
+    assert_at_rest(channel)
+    assert_at_rest(blocked)
 
 
 async def test_select5() -> None:
@@ -298,7 +273,7 @@ async def test_select5() -> None:
         assert log == ["idle", "idle item", "out", "out item", "in", "nil"]
         assert case.index == 1 + ready
     assert out.drain() == [2]
-    assert all(map(at_rest, [out, inbox, idle]))
+    assert_at_rest(out, inbox, idle)
 
 
 async def test_select6() -> None:
@@ -319,7 +294,7 @@ async def test_select6() -> None:
             assert len(waiting) == 1
         with pytest.raises(WouldBlock):
             c1.send_nowait(1)
-    assert all(map(at_rest, [c1, c2, c3]))
+    assert_at_rest(c1, c2, c3)
 
 
 RECEIVES: dict[str, Callable[[Channel[int], Channel[int]], Awaitable[Any]]] = {
@@ -327,6 +302,7 @@ RECEIVES: dict[str, Callable[[Channel[int], Channel[int]], Awaitable[Any]]] = {
     "select": lambda channel, _dummy: select(channel),
     "select of two": lambda channel, dummy: select(dummy, channel),
 }
+
 SENDS: dict[str, Callable[[Channel[int], Channel[int]], Awaitable[Any]]] = {
     "send": lambda channel, _dummy: channel.send(7),
     "select": lambda channel, _dummy: select(Send(channel, 7)),
@@ -355,7 +331,7 @@ async def test_select7(receive: Callable[..., Awaitable[Any]], send: Callable[..
         sent = await spawn(tasks, to_send)
         assert select_nowait(channel).item == 7
     assert len(received) == len(sent) == 1
-    assert all(map(at_rest, [channel, dummy_in, dummy_out]))
+    assert_at_rest(channel, dummy_in, dummy_out)
 
 
 PRIMES = [2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97]
@@ -385,7 +361,7 @@ async def test_sieve1() -> None:
             tasks.start_soon(sift, links[-2], links[-1], primes[-1])
         tasks.cancel_scope.cancel()
     assert primes == PRIMES
-    assert all(map(at_rest, links))
+    assert_at_rest(*links)
 
 
 async def test_sieve2() -> None:
@@ -420,7 +396,7 @@ async def test_sieve2() -> None:
                 heapq.heappush(heads, (await multiples.receive(), number, multiples))
         tasks.cancel_scope.cancel()
     assert primes == PRIMES
-    assert all(map(at_rest, channels))
+    assert_at_rest(*channels)
 
 
 class PowerSeries:
@@ -536,7 +512,7 @@ async def test_powser1() -> None:
         tangent = [0, 1, 0, Fraction(1, 3), 0, Fraction(2, 15), 0, Fraction(17, 315), 0, Fraction(62, 2835)]
         assert await first(series.tangent(), 10) == tangent
         tasks.cancel_scope.cancel()
-    assert all(map(at_rest, series.channels))
+    assert_at_rest(*series.channels)
 
 
 async def test_perm() -> None:
@@ -568,7 +544,7 @@ async def test_perm() -> None:
         await sender.send(1)
         assert await receiver.receive() == 1
     assert channel.closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_sendstmt() -> None:
@@ -591,8 +567,8 @@ async def test_sendstmt() -> None:
         item = 3
         assert log == ["channel", "item"] * 2
         assert [await outer.receive(), await outer.receive()] == [1, 2]
-    assert at_rest(inner)
-    assert at_rest(outer)
+    assert_at_rest(inner)
+    assert_at_rest(outer)
 
 
 @pytest.mark.parametrize("buffered", [0, 2])
@@ -625,448 +601,4 @@ async def test_closedchan(buffered: int) -> None:
             with pytest.raises(ClosedResourceError, match=r"^channel 'c' is closed$"):
                 send_nowait(1)
     assert channel.statistics().sent == buffered
-    assert at_rest(channel)
-
-
-# runtime/chan_test.go
-
-
-@pytest.mark.parametrize("chan_cap", [*range(11), 50, 100, 150, 200])
-async def test_chan(chan_cap: int) -> None:
-    """Go runtime, TestChan: blocking, not blocking, closing, order and several tasks, at many capacities."""
-    # Receiving from an empty channel blocks, and does not with a default.
-    channel = Channel[int](chan_cap)
-    assert await blocks(channel.receive)
-    assert await blocks(lambda: select(channel, None))
-    with pytest.raises(WouldBlock):
-        select_nowait(channel)
-    # Sending to a full one likewise.
-    for number in range(chan_cap):
-        channel.send_nowait(number)
-    assert len(channel) == channel.capacity == chan_cap
-    assert await blocks(lambda: channel.send(-1))
-    with pytest.raises(WouldBlock):
-        select_nowait(Send(channel, -1))
-    # Closing lets the items through, then gives the end.
-    channel.close()
-    assert [await channel.receive() for _ in range(chan_cap)] == list(range(chan_cap))
-    assert (await select(channel)).closed
-    assert at_rest(channel)
-
-    # Closing unblocks a receiver.
-    channel = Channel[int](chan_cap)
-    async with anyio.create_task_group() as tasks:
-        unblocked = await spawn(tasks, lambda: select(channel))
-        channel.close()
-    assert unblocked == [(0, channel, None, True)]
-    assert at_rest(channel)
-
-    # 100 numbers in order.
-    channel = Channel[int](chan_cap)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(channel.send_many, range(100))
-        assert [await channel.receive() for _ in range(100)] == list(range(100))
-    assert at_rest(channel)
-
-    # Numbers from 4 tasks to 4 tasks, half of them by select; each number 4 times.
-    channel = Channel[int](chan_cap)
-    got: Counter[int] = Counter()
-
-    async def send(number: int) -> None:
-        for item in range(100):
-            await (channel.send(item) if number % 2 else select(Send(channel, item), None))
-
-    async def receive(number: int) -> None:
-        last = Counter[int]()
-        for _ in range(100):
-            item = await channel.receive() if number % 2 else (await select(None, channel)).item
-            assert item is not None
-            last[item] += 1
-        got.update(last)
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(4):
-            tasks.start_soon(send, number)
-            tasks.start_soon(receive, number)
-    assert got == Counter(list(range(100)) * 4)
-    assert at_rest(channel)
-
-
-async def test_nonblock_recv_race() -> None:
-    """Go runtime, TestNonblockRecvRace: what was sent before a close is seen by a receive that doesn't wait, ever."""
-
-    async def receive(channel: Channel[int]) -> None:
-        assert not select_nowait(channel).closed
-
-    for _ in range(1_000):
-        channel = Channel[int](1)
-        async with anyio.create_task_group() as tasks:
-            channel.send_nowait(1)
-            tasks.start_soon(receive, channel)
-            channel.close()
-        assert select_nowait(channel).closed
-        assert at_rest(channel)
-
-
-async def test_nonblock_select_race() -> None:
-    """Go runtime, TestNonblockSelectRace and its 2: where one channel has an item or is closed, one is ready."""
-
-    async def look(one: Channel[int], two: Channel[int], done: Channel[str]) -> None:
-        try:
-            select_nowait(one, two)
-        except WouldBlock:
-            done.send_nowait("nothing was ready")
-        else:
-            done.send_nowait("ready")
-
-    done = Channel[str](1)
-    for run in range(1_000):
-        one, two = Channel[int](1), Channel[int]()
-        async with anyio.create_task_group() as tasks:
-            one.send_nowait(1)
-            tasks.start_soon(look, one, two, done)
-            if run % 2:
-                two.close()
-            else:
-                two.close()
-                await select(one, two, priority=True)
-            assert await done.receive() == "ready"
-        assert at_rest(one)
-        assert at_rest(two)
-    assert at_rest(done)
-
-
-@pytest.mark.parametrize("chan_cap", [0, 10])
-async def test_self_select(chan_cap: int) -> None:
-    """Go runtime, TestSelfSelect: a select that sends to and receives from one channel never receives its own item."""
-    channel = Channel[int](chan_cap)
-    own: list[int] = []
-
-    async def run(me: int) -> None:
-        for turn in range(1_000):
-            if me == 0 or turn % 2 == 0:
-                case: Case[int | None] = await select(Send(channel, me), channel)
-            else:
-                case = await select(channel, Send(channel, me))
-            own.extend([me] * (case.item == me))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(run, 0)
-        tasks.start_soon(run, 1)
-    if chan_cap == 0:
-        assert own == []
-    assert at_rest(channel)
-
-
-async def test_select_fairness(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go runtime, TestSelectFairness: two channels that are always ready are chosen alike, within 10 sigma."""
-    monkeypatch.setattr(select_module, "random", Random(31).random)
-    trials = 10_000
-    one, two = Channel[int](trials + 1), Channel[int](trials + 1)
-    for _ in range(trials + 1):
-        one.send_nowait(1)
-        two.send_nowait(2)
-    three, four = Channel[int](), Channel[int]()
-    out, done = Channel[int](), Channel[None]()
-    counts: Counter[int] = Counter()
-
-    async def choose() -> None:
-        while True:
-            case = await select(three, four, one, two)
-            item = case.item
-            assert item is not None
-            if (await select(Send(out, item), done)).index == 1:
-                return
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(choose)
-        for _ in range(trials):
-            counts[await out.receive()] += 1
-        await done.send(None)
-    assert abs(counts[1] - counts[2]) < 2 * 10 * math.sqrt(trials * 0.25)
-    channels: list[Channel[Any]] = [one, two, three, four, out, done]
-    assert all(map(at_rest, channels))
-
-
-async def test_select_stress() -> None:
-    """Go runtime, TestSelectStress: plain senders, plain receivers and selects on four channels at once, none stuck."""
-    count = 1_000
-    channels = [Channel[int](0), Channel[int](0), Channel[int](2), Channel[int](3)]
-    got: list[list[int]] = [[] for _ in channels]
-
-    async def send(channel: Channel[int]) -> None:
-        for number in range(count):
-            await channel.send(number)
-
-    async def receive(index: int) -> None:
-        for _ in range(count):
-            got[index].append(await channels[index].receive())
-
-    async def send_selecting() -> None:
-        left = [count] * 4
-        while any(left):
-            cases = [
-                Send(channel, count + number) if number else None
-                for channel, number in zip(channels, left, strict=True)
-            ]
-            left[(await select(*cases)).index] -= 1
-
-    async def receive_selecting() -> None:
-        left = [count] * 4
-        while any(left):
-            cases = [channel if number else None for channel, number in zip(channels, left, strict=True)]
-            case = await select(*cases)
-            left[case.index] -= 1
-            assert case.item is not None
-            got[case.index].append(case.item)
-
-    async with anyio.create_task_group() as tasks:
-        for index, channel in enumerate(channels):
-            tasks.start_soon(send, channel)
-            tasks.start_soon(receive, index)
-        tasks.start_soon(send_selecting)
-        tasks.start_soon(receive_selecting)
-    everything = [*range(count), *range(count + 1, 2 * count + 1)]
-    assert [sorted(items) for items in got] == [everything] * 4
-    assert all(map(at_rest, channels))
-
-
-WORKERS = 23
-ITEMS = 271_828
-NUMBERS = (2, 3, 7, 11, 13, 17, 19, 23, 27, 31)
-
-
-@pytest.mark.parametrize(
-    ("queue_capacity", "items"),
-    [(0, 5_000), (1, 5_000), (2, 5_000), (10, 20_000), (WORKERS * 3, ITEMS), (math.inf, 20_000)],
-)
-async def test_multi_consumer(queue_capacity: float, items: int) -> None:
-    """Go runtime, TestMultiConsumer: 23 workers forward 271,828 items, each once and in order."""
-    queue, results = Channel[int](queue_capacity), Channel[int](queue_capacity)
-    producers = 2
-
-    async def produce(producer: int, out: SendChannel[int]) -> None:
-        with out:
-            for number in range(producer, items, producers):
-                await out.send(number)
-
-    async def work(worker: int, out: SendChannel[int]) -> None:
-        last = [-1] * producers
-        mark = NUMBERS[worker % len(NUMBERS)]
-        with out:
-            async for number in queue:
-                # Each consumer sees what each producer sent in order.
-                producer = number % producers
-                assert number > last[producer]
-                last[producer] = number
-                # Mess with the regular turns.
-                if NUMBERS[number % len(NUMBERS)] == mark and number % 50 < 10:
-                    await anyio.lowlevel.checkpoint()
-                await out.send(number)
-
-    seen = bytearray(items)
-    async with anyio.create_task_group() as tasks:
-        with queue.sender as out:
-            for producer in range(producers):
-                tasks.start_soon(produce, producer, out.clone())
-        with results.sender as out:
-            for worker in range(WORKERS):
-                tasks.start_soon(work, worker, out.clone())
-        async for number in results:
-            seen[number] += 1
-    assert seen == bytearray([1]) * items
-    assert queue.statistics().sent == results.statistics().received == items
-    assert at_rest(queue)
-    assert at_rest(results)
-
-
-@pytest.mark.parametrize("chan_cap", [0, 1, 10])
-async def test_pseudo_random_send(chan_cap: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Go runtime, TestPseudoRandomSend: of two sends to one channel both happen, about as often."""
-    monkeypatch.setattr(select_module, "random", Random(37).random)
-    count = 1_000
-    channel = Channel[int](chan_cap)
-    got: list[int] = []
-
-    async def receive() -> None:
-        for _ in range(count):
-            item = await channel.receive()
-            got.append(item)
-
-    async def send() -> None:
-        for _ in range(count):
-            # Let the receiver wait first, so that the select finds both cases ready.
-            await anyio.lowlevel.checkpoint()
-            await anyio.lowlevel.checkpoint()
-            await select(Send(channel, 0), Send(channel, 1))
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(receive)
-        tasks.start_soon(send)
-    assert count / 10 < sum(got) < count * 9 / 10
-    assert at_rest(channel)
-
-
-async def test_select_duplicate_channel() -> None:
-    """Go runtime, TestSelectDuplicateChannel: one task may wait on a channel several times, and leaves each place."""
-    c, d, e = Channel[int](), Channel[int](), Channel[int]()
-    async with anyio.create_task_group() as tasks:
-        first = await spawn(tasks, lambda: select(c, c, d))
-        second = await spawn(tasks, c.receive)
-        await d.send(7)
-        await wait_all_tasks_blocked()
-        assert first == [(2, d, 7, False)]
-        await c.send(8)
-        await wait_all_tasks_blocked()
-        assert second == [8]
-    assert all(map(at_rest, [c, d, e]))
-
-
-async def test_chan_send_interface() -> None:
-    """Go runtime, TestChanSendInterface: however an item is sent, it is handed over by reference."""
-    channel = Channel[object](1)
-    item = object()
-    await channel.send(item)
-    for operation in (channel.send_nowait, lambda item: select_nowait(Send(channel, item))):
-        with pytest.raises(WouldBlock):
-            operation(item)
-    assert await channel.receive() is item
-    select_nowait(Send(channel, item), Send(channel, item))
-    assert (await select(channel)).item is item
-    assert at_rest(channel)
-
-
-async def test_nil_channel_in_a_merge() -> None:
-    """The Go idiom of setting a drained channel to nil: a merge ends when all its cases are None."""
-    inputs: list[Channel[int] | None] = [Channel[int](number) for number in (1, 2, 3)]
-    channels = [channel for channel in inputs if channel is not None]
-    for channel in channels:
-        for number in range(int(channel.capacity)):
-            channel.send_nowait(number)
-        channel.close()
-    got: list[int | None] = []
-    while any(channel is not None for channel in inputs):
-        case = await select(*inputs)
-        if case.closed:
-            inputs[case.index] = None
-        else:
-            got.append(case.item)
-    assert sorted(number for number in got if number is not None) == [0, 0, 0, 1, 1, 2]
-    assert len(got) == 6
-    assert await blocks(lambda: select(*inputs))
-    assert all(map(at_rest, channels))
-
-
-# golang.org/x/sync, by channels
-
-
-async def test_semaphore() -> None:
-    """x/sync/semaphore: a buffered channel of tokens lets so many in at a time, and all of them at last, in turn."""
-    tokens = Channel[None](3)
-    inside = most = 0
-    order: list[int] = []
-
-    async def enter(number: int) -> None:
-        nonlocal inside, most
-        await tokens.send(None)
-        inside += 1
-        most = max(most, inside)
-        order.append(number)
-        await anyio.sleep(1)
-        inside -= 1
-        await tokens.receive()
-
-    async with anyio.create_task_group() as tasks:
-        for number in range(20):
-            tasks.start_soon(enter, number)
-            await anyio.sleep(0.01)
-    assert (inside, most) == (0, 3)
-    assert order == list(range(20))
-    assert at_rest(tokens)
-
-
-async def test_semaphore_try_acquire_and_timeout() -> None:
-    """x/sync/semaphore, TryAcquire and a cancelled Acquire: a token is neither lost nor doubled."""
-    tokens = Channel[None](1)
-    assert select_nowait(Send(tokens, None)).index == 0
-    with pytest.raises(WouldBlock):
-        select_nowait(Send(tokens, None))
-    assert (await select(Send(tokens, None), after(1))).index == 1
-    assert len(tokens) == 1
-    tokens.receive_nowait()
-    assert (await select(Send(tokens, None), after(1))).index == 0
-    assert tokens.drain() == [None]
-    assert at_rest(tokens)
-
-
-async def test_singleflight() -> None:
-    """x/sync/singleflight: many who ask at a time share one call, told by closing a channel."""
-    calls: list[str] = []
-    answers: dict[str, str] = {}
-    flights: dict[str, Channel[None]] = {}
-
-    async def ask(key: str) -> str:
-        flight = flights.get(key)
-        if flight is None:
-            flight = flights[key] = Channel[None]()
-            calls.append(key)
-            await anyio.sleep(1)
-            answers[key] = key.upper()
-            flight.close()
-        else:
-            assert (await select(flight)).closed
-        return answers[key]
-
-    kept: list[str] = []
-
-    async def keep(key: str) -> None:
-        kept.append(await ask(key))
-
-    async with anyio.create_task_group() as tasks:
-        for _ in range(100):
-            tasks.start_soon(keep, "a")
-            tasks.start_soon(keep, "b")
-    assert sorted(calls) == ["a", "b"]
-    assert Counter(kept) == {"A": 100, "B": 100}
-    assert all(map(at_rest, flights.values()))
-
-
-async def test_waitgroup() -> None:
-    """sync.WaitGroup by a channel: whoever waits goes on when the last end is closed."""
-    channel = Channel[None]()
-    ended: list[int] = []
-
-    async def run(number: int, done: SendChannel[None]) -> None:
-        with done:
-            await anyio.sleep(number)
-            ended.append(number)
-
-    async with anyio.create_task_group() as tasks:
-        with channel.sender as done:
-            for number in range(10):
-                tasks.start_soon(run, number, done.clone())
-        assert (await select(channel)).closed
-        assert ended == list(range(10))
-    assert at_rest(channel)
-
-
-async def test_broken_pipe() -> None:
-    """What Go lacks: when the last receiver has gone, senders hear of it, waiting or not."""
-    channel = Channel[int](0, "pipe")
-    async with anyio.create_task_group() as tasks:
-        errors: list[str] = []
-
-        async def send() -> None:
-            try:
-                await channel.send(1)
-            except BrokenResourceError as error:
-                errors.append(str(error))
-
-        tasks.start_soon(send)
-        await wait_all_tasks_blocked()
-        channel.receiver.close()
-    with pytest.raises(BrokenResourceError, match=r"^channel 'pipe' has no receiver left$"):
-        await channel.send(1)
-    assert errors == ["channel 'pipe' has no receiver left"]
-    assert list(islice(channel.drain(), 1)) == []
-    assert at_rest(channel)
+    assert_at_rest(channel)
