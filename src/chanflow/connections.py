@@ -29,7 +29,7 @@ __all__ = [
     "drop_unread",
 ]
 
-logger = logging.getLogger("chanflow.server")
+logger: logging.Logger = logging.getLogger("chanflow.server")
 
 MAX_CONNECTIONS = 2000
 BACKLOG = 1024
@@ -60,9 +60,11 @@ class Connection(Protocol):
 
     def overdue(self, now: float) -> bool:
         """Tell whether its client has been waited for long enough; asked every now and then."""
+        ...
 
     def abort(self) -> None:
         """Close it; where not all of an answer is sent, at once, and what the client has not read is dropped."""
+        ...
 
 
 class Connections(set[Connection]):
