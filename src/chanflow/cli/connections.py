@@ -29,7 +29,7 @@ __all__ = [
     "drop_unread",
 ]
 
-logger = logging.getLogger("chanflow.server")
+logger: logging.Logger = logging.getLogger("chanflow.server")
 
 MAX_CONNECTIONS = 2000
 BACKLOG = 1024

@@ -44,13 +44,14 @@ def protocol_of(config: uvicorn.Config, connections: Connections) -> type[asynci
             super().connection_lost(exc)
 
         def overdue(self, now: float) -> bool:
-            unread, cycle = self._transport.get_write_buffer_size(), self.cycle
+            unread = self._transport.get_write_buffer_size()
+            cycle: Any = self.cycle
             if not unread or unread < self._unread:
                 self._read_at = now
             self._unread = unread
             # A new cycle is a request whose head is there.
-            answering = unread or (cycle is not None and not cycle.response_complete)
-            if cycle is not self._seen or (answering and (cycle is None or not cycle.more_body)):
+            answering = cycle is not None and not cycle.response_complete
+            if cycle is not self._seen or unread or (cycle is not None and answering and not cycle.more_body):
                 self._seen, self._waits_since = cycle, now
             patience = BODY_SECONDS if answering else HEAD_SECONDS
             return now - self._waits_since > patience or now - self._read_at > STALL_SECONDS

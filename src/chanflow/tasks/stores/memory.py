@@ -246,9 +246,8 @@ class MemoryStore(Store):
         if after is not None:
             if after not in self._records:
                 raise unknown_cursor(after)
-            for record in records:
-                if record.id == after:
-                    break
+            while next(records).id != after:
+                pass
         return (record for record in records if not expired(record, now))
 
     async def page(
