@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks import golang, machine, report
-from benchmarks.plan import all_workloads
 from benchmarks.report import Results
 from benchmarks.runner import Row, measure_all, plan_rows
+from benchmarks.workloads import all_workloads
 
 try:
     from rich.console import Console

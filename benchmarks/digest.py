@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from shutil import which
 
 from benchmarks.plan import BOTH, LOOPLESS, Entry, UnsupportedError, Workload
-from chanflow.demo import Summary, digest_file, digest_tree, walk
+from chanflow.cli.demos.digest import Summary, digest_file, digest_tree, walk
 
 __all__ = ["workloads"]
 
@@ -59,7 +59,7 @@ def workloads() -> Iterator[Workload]:
         "file",
         len(paths()),
         {
-            "chanflow": Entry(chanflow_demo, BOTH, note="chanflow.demo"),
+            "chanflow": Entry(chanflow_demo, BOTH, note="chanflow demo"),
             "ThreadPoolExecutor": Entry(thread_pool, LOOPLESS, note="the walk first, then map"),
             "xargs -P": Entry(xargs, LOOPLESS, note=f"sha256sum, {FILES_EACH} files a process"),
         },

@@ -110,7 +110,7 @@ SERVER = """
 import socket, sys
 import anyio
 import application
-from chanflow.server import serve
+from chanflow.cli.server import serve
 
 async def main(descriptor, backend):
     app = application.app
@@ -149,7 +149,7 @@ servers = Servers()
 @contextmanager
 def serving(application: str, backend: str) -> Iterator[int]:
     """Serve an application from a process of its own, and give its port."""
-    from chanflow.server import listen
+    from chanflow.cli.server import listen
 
     with tempfile.TemporaryDirectory() as directory, listen("127.0.0.1", 0) as taken:
         (Path(directory) / "application.py").write_text(application)

@@ -16,7 +16,8 @@ from typing import Any
 
 import anyio
 
-from benchmarks.plan import UnsupportedError, Workload, all_workloads
+from benchmarks.plan import UnsupportedError, Workload
+from benchmarks.workloads import all_workloads
 
 __all__ = ["main"]
 

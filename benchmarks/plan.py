@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from attrs import field, frozen
 
-__all__ = ["ASYNCIO", "BOTH", "LOOPLESS", "TRIO", "Entry", "UnsupportedError", "Workload", "all_workloads"]
+__all__ = ["ASYNCIO", "BOTH", "LOOPLESS", "TRIO", "Entry", "UnsupportedError", "Workload"]
 
 ASYNCIO = ("asyncio",)
 TRIO = ("trio",)
@@ -60,14 +60,3 @@ class Workload:
     """The amount of work is what it is, also in a quick run."""
     slow: bool = False
     """It takes too long for a quick run."""
-
-
-def all_workloads() -> Iterator[Workload]:
-    """Give every workload, in the order of the table; those whose making costs something come last."""
-    from benchmarks import channel, choice, http, imports, memory, task, thread, worker
-
-    for module in (channel, choice, thread, worker, task, http, imports, memory):
-        yield from module.workloads()
-    from benchmarks import digest
-
-    yield from digest.workloads()

@@ -91,7 +91,7 @@ def measure_all(
     """Fill the rows in with the interpreters of their versions; `ended` is called after each round."""
     for path in pythons.values():
         # The first import of all compiles.
-        call([path, "-c", "import anyio, asyncio, trio, chanflow.demo"])
+        call([path, "-c", "import anyio, asyncio, trio, chanflow.cli.demos.digest"])
     for number in range(rounds):
         for workload, row in rows:
             # A byte count is the same each time.

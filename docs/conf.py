@@ -41,8 +41,8 @@ nitpick_ignore = [
     # What a public function gives or takes, but is not a name of its own for users.
     ("py:class", "After"),
     ("py:class", "Ticker"),
-    ("py:class", "chanflow._select.After"),
-    ("py:class", "chanflow._select.Ticker"),
+    ("py:class", "chanflow._channel._select.After"),
+    ("py:class", "chanflow._channel._select.Ticker"),
     # One of three strings, and one; their meaning is told with the argument.
     ("py:class", "Overflow"),
     ("py:class", "Offload"),
@@ -60,7 +60,7 @@ nitpick_ignore_regex = [
 
 
 def resolve_public(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:
-    """Point `chanflow._channel.Channel` at `chanflow.Channel`, which is where it is documented."""
+    """Point `chanflow._channel._ends.Channel` at `chanflow.Channel`, which is where it is documented."""
     module, _, name = node.get("reftarget", "").rpartition(".")
     if not module.startswith("chanflow._") or not hasattr(chanflow, name):
         return None

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import math
-import re
+import signal
+from collections.abc import Iterator
 from functools import cache, partial
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trio.testing
 from hypothesis import settings
 
-from chanflow import _park, _state
-from chanflow._channel import Channel
-from tests.virtual_time import VirtualTimeLoop
+from chanflow._channel import _state
+from chanflow._loop import _home as _park
+from tests.support.threads import PATIENCE
+from tests.support.virtual_time import VirtualTimeLoop
 
 # The same examples each time, so that a failure is everybody's; `--hypothesis-profile=explore` looks for new ones.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, max_examples=2000)
 settings.load_profile("same")
-
-
-detours = count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,6 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    # A virtual clock waits neither for threads nor for servers or processes.
+    if request.node.get_closest_marker("real_time"):
+        return request.param, {}
     if request.param == "asyncio":
         return "asyncio", {"loop_factory": VirtualTimeLoop}
     return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
@@ -57,23 +57,16 @@ def backend(anyio_backend: tuple[str, dict[str, Any]]) -> str:
     return anyio_backend[0]
 
 
-def whole(message: str) -> str:
-    """Match this message and nothing more."""
-    return f"^{re.escape(message)}$"
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """End a test whose loop waits for ever. A timer of the loop's won't do: virtual time doesn't wait for threads."""
 
+    def give_up(signum: int, frame: object) -> None:
+        msg = "the event loop still waits"
+        raise AssertionError(msg)
 
-def at_rest(channel: Channel[Any]) -> bool:
-    """Tell whether nobody waits on a channel, nothing is reserved, and no item is unaccounted for."""
-    state = channel._state
-    figures = channel.statistics()
-    return (
-        figures.tasks_waiting_send == figures.tasks_waiting_receive == state.reserved == 0
-        and figures.sent == figures.received + figures.dropped + figures.current_buffer_used
-    )
-
-
-def another_way(path: Path) -> Path:
-    """Name a file in another way, so that it is opened once more and not shared."""
-    detour = path.parent / f"detour {next(detours)}"
-    detour.mkdir()
-    return detour / ".." / path.name
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, 2 * PATIENCE)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)

@@ -14,7 +14,7 @@ import anyio.lowlevel
 import pytest
 from anyio import CapacityLimiter
 
-from chanflow._attempt import Attempt, enter, follow
+from chanflow._work._call import Attempt, enter, follow
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ import pytest
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, wait_all_tasks_blocked
 
 from chanflow import Channel, Group, ReceiveChannel, Send, WorkerGroup, after, select, ticker
-from chanflow._map import Feed, Mapping
-from chanflow._park import current_home
-from tests.virtual_time import VirtualTimeLoop
+from chanflow._loop._home import current_home
+from chanflow._work._map import Feed, MapIterator
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
@@ -74,9 +74,9 @@ def ended_group() -> Any:
 
 
 def ended_map() -> Any:
-    feed = Feed(WorkerGroup(anyio.sleep), [], ordered=True)
+    feed: Feed[float, None] = Feed(WorkerGroup(anyio.sleep), [], ordered=True, window=1)
     feed.stopped = True
-    return Mapping(feed)
+    return MapIterator(feed)
 
 
 async def send_and_receive(channel: Channel[int]) -> None:

@@ -27,8 +27,9 @@ from anyio import (
 from chanflow import Retry
 from chanflow._check import show
 from chanflow.bus import Bus, Delivery, LeaseLostError, Message, StorageError, connect
-from chanflow.bus.memory import MemoryBackend, MemoryMember
-from tests.conftest import whole
+from chanflow.bus.backends.memory import MemoryBackend, MemoryMember
+from tests.support.faulty_bus import Faulty, fail
+from tests.support.messages import whole
 
 pytestmark = pytest.mark.anyio
 
@@ -439,27 +440,6 @@ async def test_cancelling_consume_gives_back() -> None:
 # What goes wrong in a backend
 
 
-class Faulty(MemoryBackend):
-    """A backend whose members do in some calls what a test says."""
-
-    def __init__(self, **calls: Callable[..., Any]) -> None:
-        super().__init__(max_pending=math.inf, retention=0.0)
-        self.calls = calls
-
-    async def join(self, membership: Any) -> Any:
-        if "join" in self.calls:
-            await self.calls["join"]()
-        member = await super().join(membership)
-        for name, call in self.calls.items():
-            setattr(member, name, partial(call, getattr(member, name, None)))
-        return member
-
-
-async def fail(*_arguments: Any, **_options: Any) -> Any:
-    msg = "the disk is gone"
-    raise StorageError(msg)
-
-
 async def test_a_subscription_that_cannot_begin() -> None:
     """Its error is told, and the bus can be closed."""
     async with connect(Faulty(join=fail)) as bus:
@@ -492,10 +472,12 @@ async def test_what_cannot_be_given_back_is_told(caplog: pytest.LogCaptureFixtur
 
 async def test_a_message_is_settled_while_its_lease_is_renewed() -> None:
     """Renewing a lease that is not needed any more is no error."""
+    held: list[bool] = []
 
     async def slow(extend: Any, delivery: Delivery) -> bool:
         await sleep(1.0)
-        return bool(await extend(delivery))
+        held.append(await extend(delivery))
+        return held[-1]
 
     async with connect(Faulty(extend=slow)) as bus, bus.subscribe("topic", group="group") as messages:
         await bus.publish("topic", b"")
@@ -504,6 +486,7 @@ async def test_a_message_is_settled_while_its_lease_is_renewed() -> None:
             tasks.start_soon(message.extend)
             await wait_all_tasks_blocked()
             await message.ack()
+    assert held == [False]
 
 
 @pytest.mark.parametrize("end", ["cancelled", "closed"])
@@ -626,15 +609,20 @@ async def test_retention_ends_but_not_for_who_still_needs_it() -> None:
 def test_one_event_loop_after_the_other() -> None:
     """A backend that is opened again goes by the clock of the event loop that runs then."""
     backend = MemoryBackend(max_pending=math.inf, retention=60.0)
+    received: list[bytes] = []
 
-    async def use() -> None:
+    async def use(body: bytes) -> None:
         async with connect(backend) as bus:
-            await bus.publish("topic", b"")
+            await bus.publish("topic", body)
             async with bus.subscribe("topic", group="group") as messages:
-                await (await anext(messages)).ack()
+                with fail_after(10.0):
+                    message = await anext(messages)
+                received.append(message.body)
+                await message.ack()
 
-    anyio.run(use, backend="trio")
-    anyio.run(use, backend="asyncio")
+    anyio.run(use, b"on trio", backend="trio")
+    anyio.run(use, b"on asyncio", backend="asyncio")
+    assert received == [b"on trio", b"on asyncio"]
 
 
 async def test_settled_late_after_it_was_ready_again() -> None:
@@ -703,3 +691,23 @@ async def test_whoever_never_waits_lets_others_run(operation: str) -> None:
                 await anyio.lowlevel.checkpoint()
             tasks.cancel_scope.cancel()
         assert 0 < taken < 5000
+
+
+async def test_what_a_bus_and_a_subscription_look_like() -> None:
+    """They say where they stand; a subscription that was not entered says what is missing."""
+    bus = connect("memory://")
+    assert repr(bus) == "<Bus on MemoryBackend: not open>"
+    async with bus:
+        await bus.publish("topic", b"")
+        subscription = bus.subscribe("topic", group="group", from_start=True)
+        assert repr(subscription) == "<Subscription of group 'group' to 'topic': not entered>"
+        message = "the subscription was not entered; iterate inside of `async with bus.subscribe(...) as messages:`"
+        with pytest.raises(RuntimeError, match=whole(message)):
+            async for _ in subscription:
+                pass
+        async with subscription as messages:
+            assert repr(bus) == "<Bus on MemoryBackend: 1 subscription(s)>"
+            async for _ in messages:
+                assert repr(messages) == "<Subscription of group 'group' to 'topic': 1 held>"
+                break
+        assert repr(messages) == "<Subscription of group 'group' to 'topic': ended>"

@@ -13,10 +13,10 @@ from anyio import current_time, sleep
 from attrs import evolve
 
 from chanflow.bus import Bus, Content, Delivery, Member, Membership, connect
+from chanflow.bus.backends.memory import Entry, GroupQueue, MemoryBackend, MemoryMember, Stored, Topic
+from chanflow.bus.backends.sqlite import SqliteBackend
 from chanflow.bus.conformance import BusConformance
-from chanflow.bus.memory import Entry, GroupQueue, MemoryBackend, MemoryMember, Stored, Topic
-from chanflow.bus.sqlite import SqliteBackend
-from tests.virtual_time import passes
+from tests.support.virtual_time import passes
 
 CONFORMANCE = [name for name, _ in getmembers(BusConformance, isfunction) if name.startswith("test_")]
 BEYOND_ONE_PROCESS = {"test_another_connection_goes_on", "test_two_connections_share_a_group"}

@@ -9,7 +9,7 @@ import pytest
 
 from chanflow.bus import Bus, connect
 from chanflow.bus.conformance import BusConformance
-from tests.conftest import another_way
+from tests.support.paths import another_way
 
 
 class TestMemory(BusConformance):
@@ -18,14 +18,10 @@ class TestMemory(BusConformance):
         return lambda **options: connect("memory://", **options)
 
 
+@pytest.mark.real_time  # Its times are those of the machine's clock.
 class TestSqlite(BusConformance):
     # Longer than a busy machine takes to write to its disk.
     ack_deadline = 1.0
-
-    @pytest.fixture(params=["asyncio", "trio"])
-    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
-        # Its times are those of the machine's clock.
-        return request.param
 
     @pytest.fixture
     def open_bus(self, tmp_path: Path) -> Callable[..., Bus]:

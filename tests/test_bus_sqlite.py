@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from chanflow.bus import StorageError, connect
-from tests.conftest import whole
+from tests.support.messages import whole
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock does not wait for threads.
-    return request.param
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 async def test_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:

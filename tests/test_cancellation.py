@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chanflow import Channel
-from tests.conftest import at_rest
-from tests.virtual_time import VirtualTimeLoop
+from tests.support.channels import assert_at_rest
+from tests.support.virtual_time import VirtualTimeLoop
 
 
 class Operation:
@@ -169,7 +169,7 @@ async def perform(steps: list[tuple[str, int]], capacity: float, starter: type[S
             assert operation.left, "a send that was cancelled delivered its item"
     received += channel.drain()
     assert sorted(received) == sorted(delivered)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def run_on(kind: str, program: Any, *args: Any) -> None:

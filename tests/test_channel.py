@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import sys
+import warnings
 from collections import deque
 from typing import Any
 
@@ -17,7 +18,7 @@ from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from anyio.streams.memory import MemoryObjectStreamStatistics
 
 from chanflow import Channel, ChannelStatistics
-from tests.conftest import at_rest
+from tests.support.channels import assert_at_rest
 
 pytestmark = pytest.mark.anyio
 
@@ -34,7 +35,7 @@ async def test_items_come_out_in_order(capacity: float) -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(count_up, channel, 1000)
         assert [item async for item in channel] == list(range(1000))
-    assert at_rest(channel)
+    assert_at_rest(channel)
     assert channel.statistics()[:4] == (0, capacity, 0, 1)
 
 
@@ -49,7 +50,7 @@ async def test_capacity_is_what_is_accepted_without_a_receiver(capacity: float) 
         with pytest.raises(WouldBlock):
             channel.send_nowait(0)
     assert channel.drain() == list(range(most))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_waiters_are_served_in_order(capacity: float) -> None:
@@ -74,7 +75,7 @@ async def test_waiters_are_served_in_order(capacity: float) -> None:
             tasks.start_soon(channel.send, item)
             await wait_all_tasks_blocked()
         assert [await channel.receive() for _ in range(15)] == list(range(15))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_newcomer_does_not_overtake_a_woken_receiver() -> None:
@@ -93,7 +94,7 @@ async def test_a_newcomer_does_not_overtake_a_woken_receiver() -> None:
         with pytest.raises(WouldBlock):
             channel.receive_nowait()
     assert received == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_a_newcomer_does_not_overtake_a_parked_sender() -> None:
@@ -126,7 +127,7 @@ async def test_close_while_receiving(capacity: float) -> None:
     with pytest.raises(EndOfStream, match=r"^channel 'jobs' is closed and drained$"):
         channel.receive_nowait()
     assert channel.closed
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_while_sending() -> None:
@@ -149,7 +150,7 @@ async def test_close_while_sending() -> None:
         channel.send_nowait(2)
     assert await channel.receive() == 1
     assert [item async for item in channel] == []
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_batch_sender_while_closed() -> None:
@@ -189,7 +190,7 @@ async def test_batches_keep_order(capacity: float) -> None:
     with pytest.raises(EndOfStream):
         await channel.receive_many(7)
     assert received == list(range(100))
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_receive_many_takes_what_is_there() -> None:
@@ -226,7 +227,7 @@ async def test_receive_many_collects_for_a_while() -> None:
         assert channel_len_while_collecting == 0
         await anyio.sleep(5)
     assert channel.drain() == [6, 7]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_collecting_ends_with_the_channel() -> None:
@@ -247,7 +248,7 @@ async def test_collecting_ends_with_the_channel() -> None:
     await channel.send_many([1, 2])
     channel.close()
     assert await channel.receive_many(5, max_wait=60) == [1, 2]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_what_is_collected_still_makes_room() -> None:
@@ -266,7 +267,7 @@ async def test_overflow_drop_newest() -> None:
     await channel.send_many([5, 6])
     assert channel.drain() == [0, 1]
     assert channel.statistics()[-3:] == (7, 2, 5)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_overflow_drop_newest_without_a_buffer() -> None:
@@ -335,7 +336,7 @@ async def test_last_receiver_leaves(caplog: pytest.LogCaptureFixture) -> None:
     assert channel.drain() == [1]
     with pytest.raises(ClosedResourceError, match=r"^channel 'jobs' is closed$"):
         channel.receive_nowait()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_receiver_that_leaves_while_others_wait() -> None:
@@ -367,7 +368,7 @@ async def test_receiver_that_leaves_while_others_wait() -> None:
         with pytest.raises(ClosedResourceError):
             clone.clone()
         assert clone.statistics().open_receive_streams == 1
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_last_sender_clone_closes_the_channel() -> None:
@@ -410,7 +411,7 @@ async def test_sender_that_leaves_while_it_waits() -> None:
             clone.close()
             await wait_all_tasks_blocked()
             assert await channel.receive() == 2
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_close_wins_over_open_senders() -> None:
@@ -499,8 +500,10 @@ async def test_dropped_channel_does_not_warn() -> None:
     channel.send_nowait(1)
     cycle: list[Any] = [channel]
     cycle.append(cycle)
-    del channel, cycle
-    gc.collect()
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        del channel, cycle
+        gc.collect()
+    assert caught == []
 
 
 async def test_sender_of_a_closed_channel_does_not_warn() -> None:
@@ -508,8 +511,10 @@ async def test_sender_of_a_closed_channel_does_not_warn() -> None:
     channel = Channel[int]()
     clone = channel.sender.clone()
     channel.close()
-    del clone, channel
-    gc.collect()
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        del clone, channel
+        gc.collect()
+    assert caught == []
 
 
 async def test_a_channel_is_true_and_shows_itself() -> None:
@@ -577,7 +582,7 @@ def test_a_channel_moves_on_when_its_loop_has_ended() -> None:
 
     async def empty() -> None:
         assert await channel.receive() == 1
-        assert at_rest(channel)
+        assert_at_rest(channel)
         with anyio.move_on_after(0):
             await channel.receive()
 
@@ -603,7 +608,7 @@ def test_abandoned_waiters_are_forgotten_with_their_loop() -> None:
 
     async def main() -> None:
         assert await channel.receive() == 1
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     logging.getLogger("asyncio").disabled = True
     try:
@@ -661,7 +666,7 @@ async def test_use_in_another_loop() -> None:
             channel.send_nowait(1)
 
     await anyio.to_thread.run_sync(other_loop)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def test_use_outside_of_any_loop() -> None:
@@ -680,12 +685,12 @@ async def test_abandoned_operation_withdraws() -> None:
     for coroutine in (channel.send(1), channel.receive(), channel.send_many([1])):
         coroutine.send(None)
         coroutine.close()
-        assert at_rest(channel)
+        assert_at_rest(channel)
     sending = channel.send(1)
     sending.send(None)
     assert channel.receive_nowait() == 1
     sending.close()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("sends", [True, False])
@@ -711,7 +716,7 @@ async def test_memory_of_an_idle_room_does_not_grow(*, sends: bool) -> None:
             channel.receive_nowait()
         else:
             channel.send_nowait(1)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def test_batch_abandoned_with_its_loop_gives_back_what_it_collected() -> None:
@@ -727,4 +732,4 @@ def test_batch_abandoned_with_its_loop_gives_back_what_it_collected() -> None:
     del task
     gc.collect()
     assert channel.drain() == [1, 2]
-    assert at_rest(channel)
+    assert_at_rest(channel)

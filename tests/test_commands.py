@@ -19,8 +19,8 @@ import anyio
 import pytest
 
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
-from tests.redis_server import running_server
-from tests.test_demo import COMMAND, PATIENCE
+from tests.support.command import COMMAND, PATIENCE
+from tests.support.redis import running_server
 
 pytestmark = pytest.mark.slow
 
@@ -450,7 +450,7 @@ async def double(number: int) -> int:
 
 def test_without_msgspec(place: Path) -> None:
     """The rest of the command works, and these say what is missing."""
-    code = "import sys; sys.modules['msgspec'] = None; from chanflow.cli import main; main(prog_name='chanflow')"
+    code = "import sys; sys.modules['msgspec'] = None; from chanflow.cli.main import main; main(prog_name='chanflow')"
     for command in ("tasks", "worker"):
         done = subprocess.run(
             [sys.executable, "-c", code, command, "--store", "x"], text=True, capture_output=True, check=False

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.test_serve import Server, serving
+from tests.support.server import Server, serving
 
 pytestmark = pytest.mark.slow
 

@@ -19,13 +19,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from chanflow.cli import main
-from chanflow.demo import Digest, Summary, checksum_line, digest_tree
+from chanflow.cli.demos.digest import Digest, Summary, checksum_line, digest_tree
+from chanflow.cli.main import main
+from tests.support.command import COMMAND, PATIENCE
 
-PATIENCE = 60.0
-COMMAND = [str(Path(sys.executable).with_name("chanflow"))]
-if not Path(COMMAND[0]).exists():
-    COMMAND = [sys.executable, "-c", "import sys; from chanflow.cli import main; sys.exit(main(prog_name='chanflow'))"]
 HUGE = 1 << 40
 AWKWARD = [b"plain", b"with space", b"new\nline", b"back\\slash", b"carriage\rreturn", b"\xff\xfe", b"\\\r\n", b" lead"]
 
@@ -396,7 +393,7 @@ def test_the_output_is_not_digested(tree: Path, path: str, output: str | None) -
 @pytest.mark.parametrize("missing", ["click", "rich"])
 def test_the_extra_is_missing(missing: str) -> None:
     """Without the `cli` extra, the command says how to get it."""
-    code = f"import sys; sys.modules[{missing!r}] = None; import chanflow.cli"
+    code = f"import sys; sys.modules[{missing!r}] = None; import chanflow.cli.main"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
     assert done.stderr == b"the chanflow command needs click and rich: pip install 'chanflow[cli]'\n"

@@ -16,10 +16,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 import chanflow
 from chanflow import bus, tasks
-
-ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITHOUT_EXAMPLES = {"problems.md", "benchmarks-tasks.md", "benchmarks.md", "changelog.md", "reference.md"}
+from tests.support.documents import DOCUMENTS, ROOT, WITHOUT_EXAMPLES
 
 
 class Examples:

@@ -17,7 +17,7 @@ import pytest
 from attrs import define, field
 
 from chanflow.tasks import http
-from tests.test_demo import COMMAND, PATIENCE
+from tests.support.command import COMMAND, PATIENCE
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {"tutorial-5.md": 30, "deploying.md": 2}

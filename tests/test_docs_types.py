@@ -15,7 +15,7 @@ from sybil import Document
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser
 
-from tests.test_docs import DOCUMENTS, ROOT, WITHOUT_EXAMPLES
+from tests.support.documents import DOCUMENTS, ROOT, WITHOUT_EXAMPLES
 
 PACKAGE = "documented"
 """What pyproject.toml calls the blocks, to say where mypy has to be less strict."""

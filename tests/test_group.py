@@ -16,17 +16,19 @@ import pytest
 from anyio import Event, WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Group, Result, ResultCancelledError
-from tests.conftest import whole
-from tests.virtual_time import VirtualTimeLoop
+from tests.support.messages import whole
+from tests.support.virtual_time import VirtualTimeLoop
 
 pytestmark = pytest.mark.anyio
 
 OUTSIDE = "a Group may only start tasks inside of its `async with` block, in the same event loop"
 
 
-def at_rest(group: Group) -> bool:
-    """Tell whether nothing of a group is left."""
-    return not group._running and not group._waiting and group._home is None
+def assert_nothing_left(group: Group) -> None:
+    """Check that nothing of a group is left, once its block is."""
+    assert not group._running
+    assert not group._waiting
+    assert group._home is None
 
 
 async def double(number: int) -> int:
@@ -69,7 +71,7 @@ async def test_results_are_awaited_in_any_order() -> None:
         results = [group.go(double, number) for number in range(3)]
         assert [await result for result in reversed(results)] == [4, 2, 0]
     assert anyio.current_time() - start == pytest.approx(1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
@@ -86,7 +88,7 @@ async def test_the_limit_holds_and_turns_are_first_come_first_served(limit: int)
     assert sorted(meter.started[:limit]) == list(range(limit))
     assert [number // limit for number in meter.started] == [number // limit for number in range(6)]
     assert anyio.current_time() - start == pytest.approx(6 / limit)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_turns_are_taken_strictly_in_order() -> None:
@@ -99,7 +101,7 @@ async def test_turns_are_taken_strictly_in_order() -> None:
         for number in range(4, 8):
             group.go(meter, number)
     assert meter.started == list(range(8))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_go_never_blocks() -> None:
@@ -110,7 +112,7 @@ async def test_go_never_blocks() -> None:
         assert not meter.started
         assert not any(result.done for result in results)
         group.cancel()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_without_a_limit_all_run_at_once() -> None:
@@ -135,7 +137,7 @@ async def test_tasks_may_start_tasks() -> None:
     async with Group() as group:
         group.go(grow, 3)
     assert done == [3, 2, 1, 0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_the_first_failure_cancels_the_rest() -> None:
@@ -153,7 +155,7 @@ async def test_the_first_failure_cancels_the_rest() -> None:
     assert failing.exception() is error
     with pytest.raises(ResultCancelledError, match=whole("the task was cancelled")):
         await running  # pyright: ignore[reportGeneralTypeIssues] # bound in the block
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("waiters", [0, 1, 2])
@@ -171,7 +173,7 @@ async def test_each_error_is_raised_once(waiters: int) -> None:
                 group.go(wait_for, result)
             await result
     assert caught.value.exceptions == (error,)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_failures_in_one_tick_are_all_raised() -> None:
@@ -182,7 +184,7 @@ async def test_failures_in_one_tick_are_all_raised() -> None:
             for error in errors:
                 group.go(fail, error)
     assert set(map(id, caught.value.exceptions)) <= set(map(id, errors))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_after_a_failure_those_that_wait_never_start() -> None:
@@ -196,7 +198,7 @@ async def test_after_a_failure_those_that_wait_never_start() -> None:
     assert not meter.started
     assert all(isinstance(result.exception(), ResultCancelledError) for result in waiting)
     assert [result.attempts for result in waiting] == [0, 0, 0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_regression_those_that_wait_do_not_start_after_a_base_exception() -> None:
@@ -213,7 +215,7 @@ async def test_regression_those_that_wait_do_not_start_after_a_base_exception() 
     assert [type(error) for error in caught.value.exceptions] == [Ending]
     assert not meter.started
     assert isinstance(waiting.exception(), ResultCancelledError)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_after_an_outer_cancellation_those_that_wait_never_start() -> None:
@@ -227,7 +229,7 @@ async def test_after_an_outer_cancellation_those_that_wait_never_start() -> None
     assert scope.cancelled_caught
     assert sorted(meter.started) == [0, 1]
     assert all(isinstance(result.exception(), ResultCancelledError) for result in results)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_an_error_in_the_block_cancels_the_tasks() -> None:
@@ -241,7 +243,7 @@ async def test_an_error_in_the_block_cancels_the_tasks() -> None:
     assert caught.value.exceptions == (error,)
     for result in running, waiting:
         assert isinstance(result.exception(), ResultCancelledError)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancel_ends_tasks_and_block_quietly() -> None:
@@ -257,7 +259,7 @@ async def test_cancel_ends_tasks_and_block_quietly() -> None:
     for result in running, waiting:
         assert isinstance(result.exception(), ResultCancelledError)
     group.cancel()
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_cancel_before_entering_does_nothing() -> None:
@@ -280,7 +282,7 @@ async def test_one_task_is_cancelled_and_the_group_goes_on() -> None:
         assert await behind == 8
     assert isinstance(running.exception(), ResultCancelledError)
     assert running.attempts == 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_task_cancelled_before_its_turn_is_passed_over() -> None:
@@ -294,7 +296,7 @@ async def test_a_task_cancelled_before_its_turn_is_passed_over() -> None:
         assert not results[0].done
     assert meter.started == [0, 3]
     assert [result.attempts for result in results] == [1, 0, 0, 1]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_task_that_was_cancelled_but_returns_anyway_succeeds() -> None:
@@ -310,7 +312,7 @@ async def test_a_task_that_was_cancelled_but_returns_anyway_succeeds() -> None:
         await wait_all_tasks_blocked()
         result.cancel()
         assert await result == "done"
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_task_that_fails_while_it_is_cancelled_fails_the_group() -> None:
@@ -330,7 +332,7 @@ async def test_a_task_that_fails_while_it_is_cancelled_fails_the_group() -> None
             result.cancel()
     assert caught.value.exceptions == (error,)
     assert result.exception() is error
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_go_outside_of_the_block_is_refused() -> None:
@@ -343,7 +345,7 @@ async def test_go_outside_of_the_block_is_refused() -> None:
             await anyio.to_thread.run_sync(group.go, double, 1)
     with pytest.raises(RuntimeError, match=whole(OUTSIDE)):
         group.go(double, 1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_go_from_another_event_loop_is_refused() -> None:
@@ -356,7 +358,7 @@ async def test_go_from_another_event_loop_is_refused() -> None:
         for backend in "asyncio", "trio":
             with pytest.raises(RuntimeError, match=whole(OUTSIDE)):
                 await anyio.to_thread.run_sync(partial(anyio.run, elsewhere, backend=backend))
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_group_is_entered_once() -> None:
@@ -377,7 +379,7 @@ async def test_what_is_no_function_is_refused() -> None:
             group.go(coroutine)  # type: ignore[arg-type]
         coroutine.close()
         assert await group.go(double, 1) == 2
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_function_that_returns_no_awaitable_fails() -> None:
@@ -388,7 +390,7 @@ async def test_a_function_that_returns_no_awaitable_fails() -> None:
             group.go(fn)
     [error] = caught.value.exceptions
     assert repr(error) == """TypeError('fn must be an async function, but int returned 0')"""
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_function_that_raises_before_it_returns_fails_the_group() -> None:
@@ -402,7 +404,7 @@ async def test_a_function_that_raises_before_it_returns_fails_the_group() -> Non
         async with Group() as group:
             result = group.go(broken)
     assert caught.value.exceptions == (result.exception(),)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +441,7 @@ async def test_a_task_sees_the_context_of_its_caller() -> None:
         variable.set("later")
         assert [await result for result in results] == ["a", "b", "c"]
         assert variable.get() == "later"
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_block_that_awaits_nothing_still_waits_for_the_tasks() -> None:
@@ -447,7 +449,7 @@ async def test_a_block_that_awaits_nothing_still_waits_for_the_tasks() -> None:
     async with Group(limit=2) as group:
         results = [group.go(double, number) for number in range(5)]
     assert [result.receive_nowait() for result in results] == [0, 2, 4, 6, 8]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_value_that_is_awaitable_once_is_passed_through() -> None:
@@ -476,8 +478,8 @@ async def test_nested_groups() -> None:
     assert isinstance(nested, ExceptionGroup)
     assert nested.exceptions == (error,)
     assert isinstance(other.exception(), ResultCancelledError)
-    assert at_rest(outer)
-    assert at_rest(inner)
+    assert_nothing_left(outer)
+    assert_nothing_left(inner)
 
 
 async def test_a_task_may_use_anyio_scopes_around_a_group() -> None:
@@ -488,7 +490,7 @@ async def test_a_task_may_use_anyio_scopes_around_a_group() -> None:
                 group.go(forever)
                 waiting = group.go(forever)
     assert isinstance(waiting.exception(), ResultCancelledError)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_leaving_during_a_pending_cancellation() -> None:
@@ -502,7 +504,7 @@ async def test_leaving_during_a_pending_cancellation() -> None:
             scope.cancel()
             # No checkpoint: the cancellation arrives in __aexit__.
     assert meter.started == [0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 def run_natively(main: Callable[[], Any]) -> None:
@@ -529,7 +531,7 @@ class TestNativeCancellation:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert at_rest(groups[0])
+            assert_nothing_left(groups[0])
 
         run_natively(main)
 
@@ -544,7 +546,7 @@ class TestNativeCancellation:
             assert current is not None
             assert current.cancelling() == 0
             await asyncio.sleep(0)
-            assert at_rest(group)
+            assert_nothing_left(group)
 
         run_natively(main)
 
@@ -606,7 +608,7 @@ async def test_go_is_quick_from_inside_a_cancelled_group() -> None:
         await wait_all_tasks_blocked()
         group.cancel()
     assert isinstance(results[0].exception(), ResultCancelledError)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 def test_threads_leave_no_trace() -> None:

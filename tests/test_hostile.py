@@ -20,8 +20,8 @@ from anyio import wait_all_tasks_blocked
 
 from chanflow import Channel, DeadLetter, Group, Result, Retry, Send, WorkerGroup, select, select_nowait, ticker
 from chanflow._check import name_of, show, show_error
-from tests.conftest import whole
-from tests.test_workers import at_rest
+from tests.support.messages import whole
+from tests.support.worker_groups import assert_nothing_left
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +54,7 @@ async def test_regression_a_job_that_can_not_be_shown(job: Any, caplog: pytest.L
         results = [workers.submit_nowait(job) for _ in range(3)]
     assert all(type(result.exception()) is UnspeakableError for result in results)
     assert workers.statistics().failed == 3
-    assert at_rest(workers)
+    assert_nothing_left(workers)
     for record in caplog.records:
         assert logging.Formatter().format(record)
     assert len(caplog.records) == 6
@@ -145,7 +145,7 @@ def test_regression_a_handler_that_exits(backend: str, offload: Any, timeout: fl
             with pytest.raises(RuntimeError, match=whole("the task raised SystemExit: 2")) as caught:
                 await results[0]
             assert isinstance(caught.value.__cause__, SystemExit)
-        assert at_rest(workers)
+        assert_nothing_left(workers)
         assert workers.statistics().retries == 3
         assert [letter.attempts for letter in letters.drain()] == [2, 2, 2]
         messages = [str(result.exception()) for result in results[1:3]]
@@ -333,7 +333,7 @@ async def test_regression_an_error_whose_attributes_can_not_be_set() -> None:
         result = workers.submit_nowait(1)
         with pytest.raises(type(error)):
             await result
-    assert at_rest(workers)
+    assert_nothing_left(workers)
     with pytest.raises(ExceptionGroup) as caught:
         async with Group() as group:
             group.go(handle)
@@ -349,7 +349,7 @@ async def test_a_predicate_that_exits_fails_the_job() -> None:
     async with WorkerGroup(fail, retry=Retry(3, on=predicate)) as workers:
         with pytest.raises(RuntimeError, match=whole("the task raised SystemExit: 3")):
             await workers.submit_nowait(1)
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_a_predicate_that_is_interrupted_ends_the_group() -> None:

@@ -35,9 +35,9 @@ from chanflow.tasks import (
 from chanflow.tasks import wire as wire_module
 from chanflow.tasks.http import ServiceError, TaskClient, Watch
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.conftest import whole
-from tests.test_http import broken, count_up, slow, virtual_clock  # noqa: F401 -- the last is a fixture
-from tests.test_tasks import double, serving
+from tests.support.http import virtual_clock  # noqa: F401 -- a fixture
+from tests.support.messages import whole
+from tests.support.tasks import broken, count_up, double, serving, slow
 
 pytestmark = pytest.mark.anyio
 

@@ -13,9 +13,9 @@ import pytest
 from chanflow.tasks import JsonFormatter, TaskService, Token
 from chanflow.tasks._token import parse_tokens
 from chanflow.tasks.http._problem import Kind
-from tests.conftest import whole
-from tests.test_http import OPEN, asking, assert_problem, broken, routed, served, visiting
-from tests.test_tasks import double, serving
+from tests.support.http import OPEN, asking, assert_problem, routed, served, visiting
+from tests.support.messages import whole
+from tests.support.tasks import broken, double, serving
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ import pytest
 from anyio import ClosedResourceError, Event, wait_all_tasks_blocked
 
 from chanflow import Retry, WorkerGroup
-from tests.conftest import whole
-from tests.test_workers import BAD_SHUTDOWN, DEADLOCK, at_rest
+from tests.support.messages import whole
+from tests.support.worker_groups import BAD_SHUTDOWN, DEADLOCK, assert_nothing_left
 
 pytestmark = pytest.mark.anyio
 
@@ -205,7 +205,7 @@ def test_regression_handlers_whose_threads_all_submit_to_their_full_group(backen
                 workers.append(group)
                 results = [await group.submit(job) for job in range(2)]
                 assert [await result for result in results] == [0, 1]
-        assert at_rest(group)
+        assert_nothing_left(group)
 
     anyio.run(main, backend=backend)
     assert set(refused) == {DEADLOCK}
@@ -233,7 +233,7 @@ def test_a_thread_may_not_shut_its_own_group_down(backend: str) -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_task_that_serves_a_thread_is_told_from_others(backend: str) -> None:
     """Only for it a thread is known to wait, and for that the task that called it."""
-    from chanflow._park import current_home  # noqa: PLC0415 -- next to what it is about
+    from chanflow._loop._home import current_home  # noqa: PLC0415 -- next to what it is about
 
     async def ask(task_id: int) -> bool:
         home = current_home()

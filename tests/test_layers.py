@@ -1,10 +1,12 @@
-"""The house: which module may import which, and what is public."""
+"""The house: which room may import from which, and what is public."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,106 +14,108 @@ import pytest
 import chanflow
 
 SOURCE = Path(chanflow.__file__).parent
+TESTS = Path(__file__).parent
+BENCHMARKS = TESTS.parent / "benchmarks"
 
-# Each storey may import from those before it, and modules of one tier not from each other.
-TIERS = [
-    {"_check", "_url", "_visible"},
-    {"_park"},
-    {"_room", "_offload", "_ledger"},
-    {"_state", "_signal"},
-    {"_attempt"},
-    {"_retry"},
-    {"_channel"},
-    {"_select", "_group", "_threads"},
-    {"_map"},
-    {"_workers", "_storage"},
-    {"chanflow"},
-    {"bus.backend"},
-    {"bus._subscription", "bus.memory", "bus.sqlite"},
-    {"bus._consume"},
-    {"bus._bus"},
-    {"bus._connect", "bus.conformance"},
-    {"bus"},
-    {"tasks.record"},
-    {"tasks._errors", "tasks._schema"},
-    {"tasks._handler"},
-    {"tasks.store"},
-    {"tasks.stores", "tasks.stores._bell", "tasks.stores._gather", "tasks.stores._redis_url", "tasks.stores._scripts"},
-    {"tasks.stores._redis_client"},
-    {"tasks.stores.memory", "tasks.stores.redis", "tasks.stores.sqlite", "tasks.conformance"},
-    {"tasks._open", "tasks._token", "tasks._statistics", "tasks._log", "tasks._trace", "tasks._watch"},
-    {"tasks._dispatch", "tasks._idempotency", "tasks.wire"},
-    {"tasks._bus_dispatch", "tasks._runner"},
-    {"tasks.http._problem", "tasks.http._metrics", "tasks.http._client"},
-    {"tasks.http._request", "tasks.http._openapi"},
-    {"tasks.http._upload"},
-    {"tasks.http._guard", "tasks.http._stream"},
-    {"tasks.http._live"},
-    {"tasks.http._app", "tasks.http"},
-    {"tasks._service"},
-    {"tasks"},
-    {"demo", "demo_service", "ending", "connections"},
-    {"server_uvicorn", "server_hypercorn"},
-    {"server"},
-    {"commands"},
-    {"serve"},
-    {"cli"},
+# From the lowest up; each imports only from those below it, and from itself.
+ROOMS = [
+    "_check",
+    "_url",
+    "_errors",
+    "_loop",
+    "_sqlite",
+    "_channel",
+    "_work",
+    "chanflow",
+    "bus",
+    "tasks",
+    "cli",
+    "__main__",
 ]
+# Each drives a server that runs on one event loop only.
+SERVERS = {"chanflow.cli.server_uvicorn", "chanflow.cli.server_hypercorn"}
 
 
-def imported(path: Path) -> set[str]:
-    """Give the modules of chanflow that a module imports when it runs."""
+def imported(path: Path, package: str = "chanflow") -> set[str]:
+    """Give the modules of a package that a module imports: anywhere, also in a function or for type checkers only."""
     names: set[str] = set()
-    tree = ast.parse(path.read_text("utf-8"))
-    for_types = [
-        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-    ]
-    skipped = {id(inner) for block in for_types for inner in ast.walk(block)}
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} has a relative import"
             assert node.module is not None
-            names.add(node.module)
-    return {name.removeprefix("chanflow.") for name in names if name.split(".")[0] == "chanflow"}
+            # A name may be that of a module.
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name.split(".")[0] == package}
 
 
-def name_of(path: Path) -> str:
-    """Give the name of a module within chanflow."""
-    parts = path.relative_to(SOURCE).with_suffix("").parts
-    return ".".join(part for part in parts if part != "__init__") or "chanflow"
+def modules_of(package: Path) -> dict[str, Path]:
+    """Give the modules of a package, by name."""
+    return {
+        ".".join(part for part in path.relative_to(package.parent).with_suffix("").parts if part != "__init__"): path
+        for path in sorted(package.rglob("*.py"))
+    }
 
 
-MODULES = sorted(path for path in SOURCE.rglob("*.py"))
+def room_of(module: str) -> str:
+    """Give the room that a module is in; the package as such is one, too."""
+    return [*module.split("."), "chanflow"][1]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=map(name_of, MODULES))
-def test_imports_come_from_below(path: Path) -> None:
-    """Each module imports only from lower tiers of the house."""
-    name = name_of(path)
-    tier = next((index for index, tier in enumerate(TIERS) if name in tier), None)
-    assert tier is not None, f"{name} has no place in the house"
-    below = set[str]().union(*TIERS[:tier])
-    assert imported(path) <= below
+MODULES = modules_of(SOURCE)
 
 
-def test_only_park_knows_asyncio_from_trio() -> None:
-    """No other module of the library imports an event loop, but those of the servers, of which each is for one."""
-    for path in MODULES:
-        tree = ast.parse(path.read_text("utf-8"))
-        for node in ast.walk(tree):
-            names = []
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_come_from_below(module: str) -> None:
+    """Each module imports only from its room and from the rooms below."""
+    room = room_of(module)
+    assert room in ROOMS, f"{module} has no place in the house"
+    below = set(ROOMS[: ROOMS.index(room) + 1])
+    assert {room_of(name) for name in imported(MODULES[module]) & MODULES.keys()} <= below
+
+
+def test_tests_share_by_way_of_their_support_only() -> None:
+    """No module of the tests imports another, but those in `tests.support`."""
+    modules = modules_of(TESTS)
+    for module, path in modules.items():
+        others = imported(path, "tests") & modules.keys()
+        assert {name for name in others if not f"{name}.".startswith("tests.support.")} <= {"tests"}, module
+
+
+@pytest.mark.parametrize("package", [SOURCE, BENCHMARKS], ids=lambda path: path.name)
+def test_no_circles(package: Path) -> None:
+    """No module imports, by way of others, itself."""
+    modules = modules_of(package)
+    # A package's own file is what its modules are found through, which is no dependency.
+    graph = {
+        name: {other for other in imported(path, package.name) & modules.keys() if not name.startswith(f"{other}.")}
+        for name, path in modules.items()
+    }
+    tuple(TopologicalSorter(graph).static_order())
+
+
+def test_the_check_finds_circles(tmp_path: Path) -> None:
+    """One that is hidden in a function, or behind TYPE_CHECKING, is one."""
+    package = tmp_path / "circular"
+    package.mkdir()
+    (package / "lower.py").write_text("def f() -> None:\n    from circular import upper\n")
+    (package / "upper.py").write_text("if TYPE_CHECKING:\n    from circular.lower import f\n")
+    with pytest.raises(CycleError):
+        test_no_circles(package)
+
+
+def test_only_the_loop_knows_asyncio_from_trio() -> None:
+    """No other room imports an event loop."""
+    for module, path in MODULES.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
+                names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            loops = {name.split(".")[0] for name in names} & {"asyncio", "trio", "sniffio", "uvloop"}
-            assert not loops or path.stem in {"_park", "server_uvicorn", "server_hypercorn"}, (
-                f"{path.name} imports {loops}"
-            )
+                names.add(node.module or "")
+        loops = {name.split(".")[0] for name in names} & {"asyncio", "trio", "sniffio", "uvloop"}
+        assert not loops or room_of(module) == "_loop" or module in SERVERS, f"{module} imports {loops}"
 
 
 def test_public_names() -> None:
@@ -156,6 +160,17 @@ def test_import_brings_no_event_loop_and_no_extra() -> None:
     loaded = set(run.stdout.split())
     assert "anyio" in loaded
     assert not loaded & {"asyncio", "trio", "attrs", "logging", "rich", "click", "hypothesis", "pytest"}
+
+
+def test_the_bus_brings_no_backend() -> None:
+    """Each is imported where it is used."""
+    script = "import sys, chanflow.bus; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not {"sqlite3", "coredis"} & set(run.stdout.split())
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert chanflow.__version__ == version("chanflow")
 
 
 def test_every_public_docstring_has_its_sections() -> None:

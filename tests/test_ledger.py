@@ -23,10 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from chanflow._ledger import Ledger
-from chanflow._park import NOWHERE
-from chanflow._state import ChannelState
-from tests.test_state_machine import FakeWaiter
+from chanflow._channel._ledger import Ledger
+from chanflow._channel._state import ChannelState
+from chanflow._loop._home import NOWHERE
+from tests.support.fake_waiter import FakeWaiter
 
 
 class Hostile(deque[int]):

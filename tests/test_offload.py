@@ -19,9 +19,10 @@ import pytest
 from anyio import CapacityLimiter, EndOfStream, Event, wait_all_tasks_blocked
 
 from chanflow import Channel, DeadLetter, ResultCancelledError, Retry, WorkerGroup
-from chanflow._attempt import is_async
-from chanflow._offload import run_in_thread
-from tests.conftest import whole
+from chanflow._work._call import is_async
+from chanflow._work._offload import run_in_thread
+from tests.support.messages import whole
+from tests.support.worker_groups import assert_nothing_left
 
 pytestmark = pytest.mark.anyio
 
@@ -61,16 +62,6 @@ def gated() -> Iterator[Gated]:
     yield handler
     # However the test ended, no thread is left waiting.
     handler.gate.set()
-
-
-def at_rest(workers: WorkerGroup[Any, Any]) -> bool:
-    figures = workers.statistics()
-    return (
-        figures.running == figures.queued == figures.delayed == figures.submitters_waiting == 0
-        and not workers._workers
-        and not workers._delayed
-        and not workers._turns
-    )
 
 
 async def coroutine_function(job: Any) -> None: ...
@@ -208,7 +199,7 @@ async def test_a_sync_handler_runs_off_the_loop() -> None:
         assert [await result for result in results] == [number * 2 for number in range(9)]
     assert most == 3
     assert workers.statistics().succeeded == 9
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_a_sync_failure_is_its_results() -> None:
@@ -218,7 +209,7 @@ async def test_a_sync_failure_is_its_results() -> None:
         with pytest.raises(ValueError, match=whole("invalid literal for int() with base 10: 'x'")):
             await bad
         assert await good == 7
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_sync_retries() -> None:
@@ -236,7 +227,7 @@ async def test_sync_retries() -> None:
         assert await result == 7
         assert result.attempts == 3
     assert workers.statistics().retries == 2
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_a_timeout_fails_the_result_at_once_though_its_worker_stays_busy() -> None:
@@ -264,7 +255,7 @@ async def test_a_timeout_fails_the_result_at_once_though_its_worker_stays_busy()
         behind_handler.gate.set()
     assert workers.statistics().failed == 2
     assert letters.drain() == [("slow", slow.exception(), 1), ("behind", behind.exception(), 1)]
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_a_timeout_is_an_attempt() -> None:
@@ -287,7 +278,7 @@ async def test_a_timeout_is_an_attempt() -> None:
         handlers[1].gate.set()
     assert [handler.finished for handler in handlers] == [["slow"], ["slow"]]
     assert workers.statistics()[5:] == (0, 1, 0, 1)
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_regression_a_timeout_that_is_not_worth_a_retry_fails_at_once(gated: Gated) -> None:
@@ -317,7 +308,7 @@ async def test_a_predicate_that_raises_on_a_timeout(gated: Gated) -> None:
             await result
         gated.gate.set()
     assert result.attempts == 1
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_cancelling_a_running_job_is_done_at_once(gated: Gated) -> None:
@@ -339,7 +330,7 @@ async def test_cancelling_a_running_job_is_done_at_once(gated: Gated) -> None:
             assert await behind == 2
         assert workers.statistics()[5:8] == (1, 0, 1)
         assert workers.leftover == ()
-        assert at_rest(workers)
+        assert_nothing_left(workers)
 
 
 @pytest.mark.parametrize("timeout", [None, math.inf])
@@ -364,7 +355,7 @@ async def test_shutdown_waits_for_threads(gated: Gated, timeout: float | None) -
         with pytest.raises(ResultCancelledError):
             await waiting
     assert gated.begun == ["running"]
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_what_returns_an_awaitable_is_no_sync_handler() -> None:
@@ -382,7 +373,7 @@ async def test_what_returns_an_awaitable_is_no_sync_handler() -> None:
         message = f"the handler returned {value!r}, which nobody awaits; make it an async function"
         with pytest.raises(TypeError, match=whole(message)):
             await workers.submit_nowait(1)
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_regression_a_lambda_that_returns_a_coroutine_warns_of_nothing(backend: str) -> None:
@@ -415,7 +406,7 @@ async def test_a_sync_handler_can_not_submit_by_itself() -> None:
             match=whole("this WorkerGroup belongs to another event loop; use it there, as with anyio.from_thread.run"),
         ):
             await group.submit_nowait(1)
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_sync_handler_submits_through_anyio() -> None:
@@ -431,7 +422,7 @@ async def test_a_sync_handler_submits_through_anyio() -> None:
     async with WorkerGroup(handle, workers=2) as group:
         group.submit_nowait(3)
     assert done == [3, 2, 1, 0]
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_threads_use_no_token_of_the_default_limiter(gated: Gated) -> None:
@@ -445,7 +436,7 @@ async def test_threads_use_no_token_of_the_default_limiter(gated: Gated) -> None
         assert limiter.borrowed_tokens == 0
         gated.gate.set()
     assert len(gated.finished) == count
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_a_handler_that_raises_end_of_stream_fails_its_job_only() -> None:
@@ -461,7 +452,7 @@ async def test_a_handler_that_raises_end_of_stream_fails_its_job_only() -> None:
         with pytest.raises(EndOfStream):
             await bad
         assert await good == 0
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_an_error_in_the_block_waits_for_threads(gated: Gated) -> None:
@@ -484,7 +475,7 @@ async def test_an_error_in_the_block_waits_for_threads(gated: Gated) -> None:
                 raise KeyError
         assert gated.finished == [1]
     assert result.done
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 async def test_a_thread_sees_the_context_of_its_worker() -> None:

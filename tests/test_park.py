@@ -16,8 +16,8 @@ import trio
 from anyio import wait_all_tasks_blocked
 
 from chanflow import Channel, Group, WorkerGroup, after, select, set_checkpoint_interval
-from chanflow._park import NOWHERE, current_home, reach_run
-from tests.conftest import at_rest
+from chanflow._loop._home import NOWHERE, current_home, reach_run
+from tests.support.channels import assert_at_rest
 
 pytestmark = pytest.mark.anyio
 
@@ -73,7 +73,7 @@ async def test_operations_that_need_not_wait_yield_every_128th_time(backend: str
     assert await passes_while(receive) in SEVEN[backend]
     await channel.send_many(range(1000))
     assert await passes_while(lambda: drain(channel, 1000)) in SEVEN[backend]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def drain(channel: Channel[int], count: int) -> None:
@@ -318,7 +318,7 @@ def test_a_loop_with_futures_of_its_own() -> None:
             group.go(channel.send, 1)
             made.clear()
             received = await channel.receive()
-        assert at_rest(channel)
+        assert_at_rest(channel)
         return received
 
     with asyncio.Runner(loop_factory=Loop) as runner:

@@ -18,7 +18,7 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 
 from chanflow.bus import StorageError
 from chanflow.tasks import TaskService, TaskStatus
-from tests.redis_server import Server, running_cluster, running_server
+from tests.support.redis import Server, running_cluster, running_server
 
 pytestmark = [
     pytest.mark.anyio,

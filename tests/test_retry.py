@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chanflow import Retry
 from chanflow._check import show
-from tests.conftest import whole
+from tests.support.messages import whole
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import pytest
 from anyio import CancelScope, ClosedResourceError, EndOfStream, WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Channel, Send, select
-from tests.conftest import at_rest
-from tests.virtual_time import VirtualTimeLoop
+from tests.support.channels import assert_at_rest
+from tests.support.virtual_time import VirtualTimeLoop
 
 
 @pytest.fixture(params=["cancel", "timeout", "wait_for", "task group"])
@@ -100,7 +100,7 @@ def test_receive_woken_then_cancelled_leaves_the_item() -> None:
         await victim.task
         assert isinstance(victim.outcome, asyncio.CancelledError)
         assert channel.receive_nowait() == 1
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -120,7 +120,7 @@ def test_receive_woken_then_cancelled_passes_the_item_on() -> None:
         await heir.task
         await late.task
         assert (heir.outcome, late.outcome) == (1, 2)
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -137,7 +137,7 @@ def test_send_taken_then_cancelled_returns() -> None:
         assert victim.outcome is None
         assert victim.cancelling_after == 1
         assert victim.interrupted_later
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -214,7 +214,7 @@ def test_wait_for_around_a_completed_send() -> None:
         await victim.task
         assert victim.outcome is None or isinstance(victim.outcome, asyncio.CancelledError)
         assert channel.statistics().received == 1
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -230,7 +230,7 @@ def test_wait_for_around_a_woken_receive() -> None:
         await victim.task
         left = channel.drain()
         assert (victim.outcome, left) == (1, []) or left == [1]
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -270,7 +270,7 @@ def test_send_cancelled_then_taken_is_not_taken() -> None:
             channel.receive_nowait()
         await victim.task
         assert isinstance(victim.outcome, asyncio.CancelledError)
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -287,7 +287,7 @@ def test_batch_taken_then_cancelled_says_what_is_left() -> None:
         await victim.task
         assert isinstance(victim.outcome, asyncio.CancelledError)
         assert list(items) == [2, 3]
-        assert at_rest(channel)
+        assert_at_rest(channel)
 
     run(main())
 
@@ -324,7 +324,7 @@ async def test_scope_cancelled_then_sent() -> None:
             channel.send_nowait(1)
     assert received == []
     assert channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.anyio
@@ -343,7 +343,7 @@ async def test_sent_then_scope_cancelled() -> None:
             channel.send_nowait(1)
             scope.cancel()
     assert received + channel.drain() == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.anyio
@@ -358,7 +358,7 @@ async def test_scope_of_a_send_cancelled_then_received() -> None:
             with pytest.raises(WouldBlock):
                 channel.receive_nowait()
     assert channel.statistics().sent == 0
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.anyio
@@ -380,7 +380,7 @@ async def test_received_then_scope_of_the_send_cancelled() -> None:
             assert channel.receive_nowait() == 1
             scope.cancel()
     assert steps == ["sent"]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.anyio
@@ -391,7 +391,7 @@ async def test_cancelled_batch_gives_back_what_it_collected() -> None:
     with anyio.move_on_after(1):
         await channel.receive_many(10, max_wait=5)
     assert channel.drain() == [1, 2, 3]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.anyio
@@ -418,7 +418,7 @@ async def test_cancelled_batch_passes_on_what_it_collected() -> None:
         assert received == []
         scope.cancel()
     assert sorted(received) == [1, 2]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.anyio
@@ -466,7 +466,7 @@ async def pass_over() -> None:
     await channel.send(2)
     assert await receiving == 2
     assert sending.cancelled()
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 def test_regression_a_sender_that_was_just_cancelled_is_passed_over() -> None:

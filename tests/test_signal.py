@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from anyio import CancelScope, create_task_group, current_time, fail_after, sleep, wait_all_tasks_blocked
 
-from chanflow._park import running_home
-from chanflow._signal import Signal
+from chanflow._loop._home import running_home
+from chanflow._loop._signal import Signal
 
 pytestmark = pytest.mark.anyio
 

@@ -27,37 +27,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from chanflow import Channel, Send, _channel, _select, _state, select, select_nowait
-from chanflow._channel import Receiving, Sending
-from chanflow._park import Home
-from chanflow._state import ChannelState
-
-
-class FakeWaiter:
-    """A waiter whose task runs when the test says so."""
-
-    def __init__(self) -> None:
-        self.outcome: Any = "pending"
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        yield self
-        return self.outcome
-
-    def done(self) -> bool:
-        return self.outcome != "pending"
-
-    def cancelled(self) -> bool:
-        return self.outcome == "cancelled"
-
-    def cancel(self) -> None:
-        self.outcome = "cancelled"
-
-    def result(self) -> Any:
-        return self.outcome
-
-    def set_result(self, outcome: Any) -> None:
-        assert not self.done(), "woken twice"
-        self.outcome = outcome
+from chanflow import Channel, Send, select, select_nowait
+from chanflow._channel import _ends, _select, _state
+from chanflow._channel._ends import Receiving, Sending
+from chanflow._channel._state import ChannelState
+from chanflow._loop._home import Home
+from tests.support.fake_waiter import FakeWaiter
 
 
 @coroutine
@@ -501,25 +476,25 @@ REFILL = "if state.senders:\n                            state.refill()"
 
 # Where a transition stands in line, for speed: each copy, with what would break it.
 MUTANTS: list[tuple[Any, Any, str, str, str]] = [
-    (_channel, Receiving, "__anext__", " and not state.senders", ""),
-    (_channel, Receiving, "receive", "if senders:\n                    state.refill()", "pass"),
-    (_channel, Receiving, "receive", "if state.buffer:", "if False:"),
-    (_channel, Receiving, "receive", "if not sender.done():", "if True:"),
-    (_channel, Receiving, "receive", "    state.reserved -= 1", "    pass"),
-    (_channel, Receiving, "_attempt", "if state.senders:\n                state.refill()", "pass"),
-    (_channel, Receiving, "_attempt", "len(state.buffer) > state.reserved", "len(state.buffer)"),
-    (_channel, Receiving, "_receive_at_once", "if state.can_take() or state.over():", "if True:"),
+    (_ends, Receiving, "__anext__", " and not state.senders", ""),
+    (_ends, Receiving, "receive", "if senders:\n                    state.refill()", "pass"),
+    (_ends, Receiving, "receive", "if state.buffer:", "if False:"),
+    (_ends, Receiving, "receive", "if not sender.done():", "if True:"),
+    (_ends, Receiving, "receive", "    state.reserved -= 1", "    pass"),
+    (_ends, Receiving, "_try", "if state.senders:\n                state.refill()", "pass"),
+    (_ends, Receiving, "_try", "len(state.buffer) > state.reserved", "len(state.buffer)"),
+    (_ends, Receiving, "_receive_at_once", "if state.can_take() or state.over():", "if True:"),
     (
-        _channel,
+        _ends,
         Sending,
         "send",
         "if receivers:\n                    state.put(item)\n                    return",
         "pass",
     ),
-    (_channel, Sending, "send", "if not receiver.done():", "if True:"),
-    (_channel, Sending, "send", "state.reserved += 1", "pass"),
-    (_channel, Sending, "send", "len(state.buffer) - state.reserved < state.room", "len(state.buffer) < state.room"),
-    (_channel, Sending, "send_nowait", " and not state.takers", ""),
+    (_ends, Sending, "send", "if not receiver.done():", "if True:"),
+    (_ends, Sending, "send", "state.reserved += 1", "pass"),
+    (_ends, Sending, "send", "len(state.buffer) - state.reserved < state.room", "len(state.buffer) < state.room"),
+    (_ends, Sending, "send_nowait", " and not state.takers", ""),
     (_select, _select, "select", REFILL, "pass"),
     (_select, _select, "select", "len(state.buffer) > state.reserved and", "len(state.buffer) and"),
     (_state, ChannelState, "take", "if self.senders:\n                self.refill()", "pass"),

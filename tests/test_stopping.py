@@ -20,9 +20,9 @@ from anyio import ClosedResourceError, Event, wait_all_tasks_blocked
 from chanflow import Channel, DeadLetter, Group, Result, ResultCancelledError, Retry, WorkerGroup
 from chanflow.bus import Message, connect
 from chanflow.tasks import TaskService
-from tests.conftest import whole
-from tests.test_workers import at_rest
-from tests.virtual_time import VirtualTimeLoop
+from tests.support.messages import whole
+from tests.support.virtual_time import VirtualTimeLoop
+from tests.support.worker_groups import assert_nothing_left
 
 pytestmark = pytest.mark.anyio
 
@@ -41,11 +41,12 @@ async def fail(job: Any) -> None:
     raise ValueError(msg)
 
 
-def accounted(group: WorkerGroup[Any, Any], results: list[Result[Any]]) -> bool:
-    """Tell whether each job is done, failed, cancelled or left over: once."""
+def assert_accounted(group: WorkerGroup[Any, Any], results: list[Result[Any]]) -> None:
+    """Check that each job is done, failed, cancelled or left over: once."""
     figures = group.statistics()
-    ended = figures.succeeded + figures.failed + figures.cancelled + len(group.leftover)
-    return ended == len(results) and all(result.done for result in results) and at_rest(group)
+    assert figures.succeeded + figures.failed + figures.cancelled + len(group.leftover) == len(results)
+    assert all(result.done for result in results)
+    assert_nothing_left(group)
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -67,7 +68,7 @@ async def test_regression_a_stop_in_the_tick_in_which_the_wait_for_a_retry_ends(
             left = await group.shutdown(1)
             assert {result.attempts for result in results} <= {1, 2}
     assert sorted(left) == list(range(5))
-    assert accounted(group, results)
+    assert_accounted(group, results)
 
 
 @pytest.mark.parametrize("buffer", [0, 100])
@@ -79,7 +80,7 @@ async def test_regression_the_block_raises_in_that_tick(buffer: int) -> None:
                 results = [await group.submit(job) for job in range(5)]
                 await anyio.sleep(1)
                 raise KeyError
-    assert accounted(group, results)
+    assert_accounted(group, results)
 
 
 async def test_nothing_is_attempted_after_the_stop() -> None:
@@ -99,7 +100,7 @@ async def test_nothing_is_attempted_after_the_stop() -> None:
         group._stop()
         assert worker.spent
     assert len(attempts) <= 2
-    assert accounted(group, [result])
+    assert_accounted(group, [result])
 
 
 @on_asyncio
@@ -135,7 +136,7 @@ async def test_a_job_that_is_cancelled_as_its_worker_gets_its_turn_is_not_attemp
     assert len(started) == 1
     assert results[0].exception() is None
     assert group.statistics().cancelled == 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_map_reads_no_job_after_the_stop() -> None:
@@ -199,7 +200,7 @@ def test_regression_jobs_of_threads_that_ask_are_left_over(backend: str, through
             for _ in range(2):
                 await anyio.to_thread.run_sync(polite.begun.acquire)
             assert sorted(await group.shutdown(0)) == [0, 1, 2]
-        assert accounted(group, results)
+        assert_accounted(group, results)
 
     anyio.run(main, backend=backend)
 
@@ -217,7 +218,7 @@ def test_regression_a_cancelled_job_of_a_thread_that_asks_counts_once(backend: s
                 await anyio.to_thread.run_sync(polite.begun.acquire)
                 result.cancel()
         assert group.statistics().cancelled == 3
-        assert accounted(group, results)
+        assert_accounted(group, results)
 
     anyio.run(main, backend=backend)
 
@@ -295,7 +296,7 @@ async def test_cancelling_the_asyncio_task_of_a_job_ends_that_job() -> None:
         await wait_all_tasks_blocked()
         assert await group.submit_nowait(3) == 3
     assert group.statistics().cancelled == 1
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 @on_asyncio
@@ -439,7 +440,7 @@ async def test_several_requests_to_cancel_a_task_are_withdrawn_together(caplog: 
     async with WorkerGroup(handle, workers=1) as group:
         results = [group.submit_nowait(job) for job in range(3)]
     assert group.statistics().cancelled == 1
-    assert accounted(group, results)
+    assert_accounted(group, results)
     assert not caplog.records
 
 
@@ -496,7 +497,7 @@ async def test_what_a_cancelled_task_fails_with_is_its_error() -> None:
         job.cancel()
         with pytest.raises(ExceptionGroup):
             await job
-    assert at_rest(workers)
+    assert_nothing_left(workers)
 
 
 # From elsewhere
@@ -551,7 +552,7 @@ async def test_cancelling_the_asyncio_task_of_a_job_that_waits_for_its_retry(buf
     assert isinstance(other.exception(), ValueError)
     assert group.statistics().cancelled == 1
     assert group.leftover == ()
-    assert accounted(group, [result, other])
+    assert_accounted(group, [result, other])
 
 
 @on_asyncio
@@ -611,7 +612,7 @@ def test_no_more_threads_than_workers_after_a_task_was_cancelled(timeout: float 
                 gate.set()
             assert await results[1] == 1
             assert isinstance(results[0].exception(), ResultCancelledError)
-        assert accounted(group, results)
+        assert_accounted(group, results)
 
     asyncio.run(main())
     assert most == 1
@@ -641,7 +642,7 @@ async def test_regression_a_retry_that_keeps_its_worker_waits_for_its_turn_after
         results.append(await group.submit(2))
     assert most == 1
     assert [await result for result in results] == [0, 1, 2]
-    assert accounted(group, results)
+    assert_accounted(group, results)
 
 
 async def test_regression_a_map_that_is_closed_while_a_result_comes() -> None:
@@ -656,7 +657,7 @@ async def test_regression_a_map_that_is_closed_while_a_result_comes() -> None:
         results = group.map(range(3))
         seen = [value async for value in results]
     assert seen in ([0], [])
-    assert at_rest(group)
+    assert_nothing_left(group)
 
 
 async def test_a_map_is_closed_where_it_belongs() -> None:
@@ -697,7 +698,7 @@ async def test_dead_letters_of_another_event_loop_fail_the_job_only(caplog: pyte
             await result
     over.set()
     await anyio.to_thread.run_sync(elsewhere.join)
-    assert at_rest(group)
+    assert_nothing_left(group)
     [record] = caplog.records
     assert record.message.startswith("job 1 could not be sent to the dead letters: channel at ")
 

@@ -15,19 +15,14 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
 
-from chanflow import _storage
-from chanflow._storage import Connection, Database, StorageError
-from tests.conftest import whole
+from chanflow import _sqlite as _storage
+from chanflow._errors import StorageError
+from chanflow._sqlite import Connection, Database
+from tests.support.messages import whole
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS items (number INTEGER UNIQUE)"
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock does not wait for threads.
-    return request.param
 
 
 def insert(number: int, connection: Connection) -> int:
@@ -237,11 +232,9 @@ async def test_what_was_cancelled_is_undone_before_the_end(tmp_path: Path) -> No
     connection.close()
 
 
-async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_end(
-    anyio_backend: str, tmp_path: Path
-) -> None:
+async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_end(backend: str, tmp_path: Path) -> None:
     """On asyncio, a task may be cancelled after its request was done and before its turn."""
-    if anyio_backend != "asyncio":
+    if backend != "asyncio":
         pytest.skip("trio cancels no task that was woken")
     path = tmp_path / "file.db"
     database = await Database.open(path, SCHEMA)
@@ -266,7 +259,7 @@ async def test_a_request_given_up_in_the_tick_of_its_end_is_undone_before_the_en
 
 
 async def test_closing_refuses_whoever_goes_on_asking(tmp_path: Path) -> None:
-    """From the beginning of the end on nothing is taken in, or there would be no end."""
+    """From the beginning of the end on nothing is taken in, or there would be no end and the time would run out."""
     database = await Database.open(tmp_path / "file.db", SCHEMA)
     begun, refused = anyio.Event(), anyio.Event()
 
@@ -283,6 +276,8 @@ async def test_closing_refuses_whoever_goes_on_asking(tmp_path: Path) -> None:
             await begun.wait()
             await database.aclose()
             await refused.wait()
+    with pytest.raises(ClosedResourceError):
+        await database.run(read)
 
 
 async def test_closing_carries_out_what_was_requested(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from chanflow.tasks.record import claim
 from chanflow.tasks.store import Decoder, TaskStarted, Tell
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.sqlite import SqliteStore
-from tests.test_store_conformance import TestSqlite as SqliteConformance
-from tests.virtual_time import passes
+from tests.support.sqlite_store import SqliteConformance
+from tests.support.virtual_time import passes
 
 CONFORMANCE = sorted(name for name, _ in getmembers(StoreConformance, isfunction) if name.startswith("test_"))
 # These skip a store in memory; below, they get one that says that it is more.

@@ -15,8 +15,8 @@ from chanflow.tasks.conformance import StoreConformance
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
-from tests.conftest import another_way
-from tests.redis_server import running_redis
+from tests.support.paths import another_way
+from tests.support.redis import running_redis
 
 
 class TestMemory(StoreConformance):

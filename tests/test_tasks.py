@@ -8,8 +8,8 @@ import math
 import sys
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from msgspec.structs import replace
 
 from chanflow import Retry, set_checkpoint_interval
 from chanflow.bus import StorageError, connect
-from chanflow.bus.memory import MemoryBackend
+from chanflow.bus.backends.memory import MemoryBackend
 from chanflow.tasks import (
     ArgumentError,
     IdempotencyError,
@@ -53,25 +53,11 @@ from chanflow.tasks import (
 )
 from chanflow.tasks.store import Change
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.conftest import whole
-from tests.test_bus import Faulty, fail
+from tests.support.faulty_bus import Faulty, fail
+from tests.support.messages import whole
+from tests.support.tasks import double, serving
 
 pytestmark = pytest.mark.anyio
-
-
-async def double(number: int = 1) -> int:
-    """Double."""
-    return number * 2
-
-
-@asynccontextmanager
-async def serving(*handlers: Any, **options: Any) -> AsyncIterator[TaskService]:
-    """Run a service with some handlers."""
-    service = TaskService(**options)
-    for handler in handlers:
-        service.task(handler)
-    async with service:
-        yield service
 
 
 async def failed(service: TaskService, task_id: str) -> TaskFailedError:

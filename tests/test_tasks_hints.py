@@ -17,9 +17,9 @@ from starlette.routing import Mount
 
 from chanflow._check import show
 from chanflow.tasks import ArgumentError, Progress, ResultError, TaskFailedError, TaskService
-from tests.conftest import whole
-from tests.test_http import asking, references, result_of, served
-from tests.test_tasks import double, serving
+from tests.support.http import asking, references, result_of, served
+from tests.support.messages import whole
+from tests.support.tasks import double, serving
 
 pytestmark = pytest.mark.anyio
 

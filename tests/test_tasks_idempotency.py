@@ -13,7 +13,7 @@ import pytest
 
 from chanflow.tasks import IdempotencyError, TaskService
 from chanflow.tasks.http import TaskClient
-from tests.conftest import whole
+from tests.support.messages import whole
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from anyio import fail_after
 
 from chanflow import Retry
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
-from tests.redis_server import running_redis
+from tests.support.redis import running_redis
 
 ROUNDS = 12
 LEASE = 1.0

@@ -24,7 +24,7 @@ from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from chanflow.tasks.record import cancel, claim, finish, put_back
 from chanflow.tasks.stores import redis as redis_module
 from chanflow.tasks.stores.redis import RedisStore
-from tests.redis_server import running_redis
+from tests.support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 

@@ -50,10 +50,9 @@ from chanflow.tasks._statistics import BOUNDS
 from chanflow.tasks.record import finish
 from chanflow.tasks.store import News
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.conftest import whole
-from tests.test_bus import fail
-from tests.test_http import broken, count_up, slow
-from tests.test_tasks import double, serving
+from tests.support.faulty_bus import fail
+from tests.support.messages import whole
+from tests.support.tasks import broken, count_up, double, serving, slow
 
 pytestmark = pytest.mark.anyio
 

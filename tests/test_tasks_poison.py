@@ -20,7 +20,7 @@ from chanflow._check import show_error
 from chanflow.bus import Message, connect
 from chanflow.tasks import TaskFailedError, TaskRecord, TaskService, TaskStatus
 from chanflow.tasks.stores.memory import MemoryStore
-from tests.redis_server import running_redis
+from tests.support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 

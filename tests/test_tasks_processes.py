@@ -13,7 +13,7 @@ import pytest
 from anyio import fail_after
 
 from chanflow.tasks import TaskService
-from tests.redis_server import running_redis
+from tests.support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 

@@ -23,8 +23,8 @@ from chanflow.tasks.stores._bell import Bell
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
-from tests.conftest import another_way
-from tests.redis_server import running_redis
+from tests.support.paths import another_way
+from tests.support.redis import running_redis
 
 pytestmark = pytest.mark.anyio
 

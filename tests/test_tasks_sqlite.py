@@ -21,7 +21,7 @@ from chanflow import Retry
 from chanflow.tasks import TaskRecord, TaskService, TaskStatus
 from chanflow.tasks.record import finish
 from chanflow.tasks.stores.sqlite import SqliteStore
-from tests.conftest import another_way
+from tests.support.paths import another_way
 
 pytestmark = pytest.mark.anyio
 

@@ -13,7 +13,9 @@ import pytest
 from anyio import WouldBlock, wait_all_tasks_blocked
 
 from chanflow import Channel, Ticker, after, select, select_nowait, ticker
-from tests.conftest import at_rest, whole
+from tests.support.backends import native
+from tests.support.channels import assert_at_rest
+from tests.support.messages import whole
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +72,7 @@ async def test_after_bounds_a_loop() -> None:
         tasks.cancel_scope.cancel()
     assert got == list(range(10))
     assert anyio.current_time() == pytest.approx(start + 10.5, abs=1e-6)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_after_starts_no_task() -> None:
@@ -145,7 +147,7 @@ async def test_after_shared_by_two_selects() -> None:
         assert [case.channel for case in kept] == [timer]
         await channel.send(7)
     assert kept[1] == (1, channel, 7, False)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_after_loses_without_being_used_up() -> None:
@@ -158,7 +160,7 @@ async def test_after_loses_without_being_used_up() -> None:
     channel.send_nowait(2)
     assert (await select(channel, timer, priority=True)).item == 2
     assert select_nowait(timer).channel is timer
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_hand_over_in_the_tick_of_the_timer() -> None:
@@ -185,7 +187,7 @@ async def test_hand_over_in_the_tick_of_the_timer() -> None:
     # Whichever came first in the tick at 5 s.
     assert len(refused) == 19
     assert kept == [(1, channel, 0, False)]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 @pytest.mark.parametrize("sender_first", [True, False])
@@ -211,7 +213,7 @@ async def test_item_and_timer_due_together(*, sender_first: bool) -> None:
         assert kept == [(1, channel, 1, False)]
     else:
         assert kept[1:] == [1]
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_after_says_when_it_is() -> None:
@@ -279,7 +281,7 @@ async def test_ticker_beside_a_channel() -> None:
     assert items == list(range(9))
     assert ticks == pytest.approx([start + 1, start + 2, start + 3])
     assert len(every._room) == 0
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_ticker_close_wakes_all() -> None:
@@ -314,7 +316,7 @@ async def test_ticker_close_wakes_all() -> None:
     late.close()
     assert (await select(late)).closed
     assert len(every._room) == 0
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_ticker_is_closed_by_its_block() -> None:
@@ -417,7 +419,7 @@ async def test_in_another_loop(make: Callable[[float], Any], other: str) -> None
     assert errors == [f"{timer!r} was made in another event loop"] * 2
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@native
 async def test_waiting_for_a_timer_leaves_no_handle() -> None:
     """A select that did not need its timer cancels it in the event loop."""
     channel = Channel[int]()
@@ -430,10 +432,10 @@ async def test_waiting_for_a_timer_leaves_no_handle() -> None:
     # asyncio sweeps cancelled handles when they are more than 100 and more than half.
     assert len(loop._scheduled) <= 202
     assert all(handle.cancelled() for handle in loop._scheduled)
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+@native
 async def test_timer_that_comes_just_after_the_hand_over() -> None:
     """A timer that comes in the tick in which a select was handed an item, and before it runs, does nothing."""
     channel = Channel[int]()
@@ -447,7 +449,7 @@ async def test_timer_that_comes_just_after_the_hand_over() -> None:
     await asyncio.sleep(1)
     assert errors == []
     assert select_nowait(timer).channel is timer
-    assert at_rest(channel)
+    assert_at_rest(channel)
 
 
 async def test_times_are_numbers() -> None:
@@ -468,3 +470,4 @@ def test_a_ticker_is_closed_after_its_event_loop(backend: str) -> None:
 
     anyio.run(main, backend=backend)
     tickers[0].close()
+    assert tickers[0]._closed

@@ -3,30 +3,30 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from chanflow._channel import Channel as Channel
-from chanflow._channel import ReceiveChannel as ReceiveChannel
-from chanflow._channel import SendChannel as SendChannel
-from chanflow._group import Group as Group
-from chanflow._group import Result as Result
-from chanflow._group import ResultCancelledError as ResultCancelledError
-from chanflow._park import set_checkpoint_interval as set_checkpoint_interval
-from chanflow._select import After as After
-from chanflow._select import Case as Case
-from chanflow._select import Selectable as Selectable
-from chanflow._select import Send as Send
-from chanflow._select import Ticker as Ticker
-from chanflow._select import after as after
-from chanflow._select import select as select
-from chanflow._select import select_nowait as select_nowait
-from chanflow._select import ticker as ticker
-from chanflow._state import ChannelStatistics as ChannelStatistics
-from chanflow._threads import ThreadChannel as ThreadChannel
+from chanflow._channel._ends import Channel as Channel
+from chanflow._channel._ends import ReceiveChannel as ReceiveChannel
+from chanflow._channel._ends import SendChannel as SendChannel
+from chanflow._channel._select import After as After
+from chanflow._channel._select import Case as Case
+from chanflow._channel._select import Selectable as Selectable
+from chanflow._channel._select import Send as Send
+from chanflow._channel._select import Ticker as Ticker
+from chanflow._channel._select import after as after
+from chanflow._channel._select import select as select
+from chanflow._channel._select import select_nowait as select_nowait
+from chanflow._channel._select import ticker as ticker
+from chanflow._channel._state import ChannelStatistics as ChannelStatistics
+from chanflow._channel._threads import ThreadChannel as ThreadChannel
+from chanflow._loop._home import set_checkpoint_interval as set_checkpoint_interval
+from chanflow._work._group import Group as Group
+from chanflow._work._group import Result as Result
+from chanflow._work._group import ResultCancelledError as ResultCancelledError
 
 if TYPE_CHECKING:
-    from chanflow._retry import Retry as Retry
-    from chanflow._workers import DeadLetter as DeadLetter
-    from chanflow._workers import WorkerGroup as WorkerGroup
-    from chanflow._workers import WorkerStatistics as WorkerStatistics
+    from chanflow._work._retry import Retry as Retry
+    from chanflow._work._workers import DeadLetter as DeadLetter
+    from chanflow._work._workers import WorkerGroup as WorkerGroup
+    from chanflow._work._workers import WorkerStatistics as WorkerStatistics
 
 __all__ = [
     "After",
@@ -53,17 +53,19 @@ __all__ = [
     "ticker",
 ]
 
-# Worker groups bring attrs and more: who only wants channels does not wait for that.
+__version__ = "0.1.0"
+
+# Worker groups import attrs and more; programs that use only channels should not pay for that.
 _LATER = {
-    "DeadLetter": "_workers",
-    "Retry": "_retry",
-    "WorkerGroup": "_workers",
-    "WorkerStatistics": "_workers",
+    "DeadLetter": "_work._workers",
+    "Retry": "_work._retry",
+    "WorkerGroup": "_work._workers",
+    "WorkerStatistics": "_work._workers",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import what is imported when it is first used."""
+    """Import a lazily loaded name on first use."""
     if name not in _LATER:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)
@@ -77,7 +79,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-# Users find them here, and so should tracebacks and the documentation.
+# Users import these names from here, so tracebacks and the documentation name this module too.
 for _name in __all__:
     if _name not in _LATER:
         globals()[_name].__module__ = __name__

@@ -1,4 +1,4 @@
-"""Checks of arguments, with one wording for each rule; and how anybody's objects appear in messages."""
+"""Argument checks, with one wording for each rule; and safe representations of any object for messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class Shown(Repr):
-    """Represent any object in one short line, even one whose `__repr__` raises."""
+    """A `Repr` that represents any object in one short line, even one whose `__repr__` raises."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Shown(Repr):
     def show(self, value: object) -> str:
         try:
             return self.repr(value)
-        except Exception as error:  # noqa: BLE001 -- an int of too many digits, for one, has no repr
+        except Exception as error:  # noqa: BLE001 -- for example, an int with too many digits has no repr
             return f"<{type(value).__name__} whose repr raises {type(error).__name__}>"
 
 
@@ -38,34 +38,34 @@ show = Shown().show
 
 
 def show_error(error: BaseException) -> str:
-    """Represent an error by its class and message."""
+    """Return the class and message of an error, as in the last line of a traceback."""
     message = message_of(error)
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def message_of(error: BaseException) -> str:
-    """Give the message of an error, even of one whose `__str__` raises, as text that can be stored anywhere."""
+    """Return the message of an error, even one whose `__str__` raises, as text that can always be encoded."""
     try:
         message = str(error)
-    except Exception as broken:  # noqa: BLE001 -- what a program's own class raises here is anything
+    except Exception as broken:  # noqa: BLE001 -- a user's class may raise anything here
         message = f"<its str raises {type(broken).__name__}>"
     return storable(message)
 
 
 def storable(text: str) -> str:
-    """Give a text as it can be stored anywhere: half of a surrogate pair, which a file's name may have, is escaped."""
+    """Return a text that can be stored anywhere: a lone surrogate, which a file name may contain, is escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def check_text(argument: str, text: str) -> None:
-    """Refuse a name that can't be stored everywhere: one with half of a surrogate pair."""
+    """Raise ValueError unless a text can be encoded; one with a lone surrogate can't."""
     if storable(text) != text:
         msg = f"{argument} must be text that UTF-8 can encode, got {show(text)}"
         raise ValueError(msg)
 
 
 def name_of(function: object) -> str:
-    """Name a function, looking into partials; a callable object is named by its class."""
+    """Return the name of a function, looking through partials; for a callable object, the name of its class."""
     while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__qualname__", None)
@@ -73,7 +73,14 @@ def name_of(function: object) -> str:
 
 
 def check_count(argument: str, value: object, least: int, *, infinite: bool = False) -> None:
-    """Refuse what is not a count, naming the argument, the rule and the value."""
+    """Raise an error that names the argument, the rule and the value, unless the value is an int of at least `least`.
+
+    Args:
+        argument: the name to put in the error.
+        value: the value to check.
+        least: the lower bound.
+        infinite: whether `math.inf` is allowed too.
+    """
     if infinite and isinstance(value, float) and value == math.inf:
         return
     if not isinstance(value, int) or isinstance(value, bool):
@@ -85,7 +92,7 @@ def check_count(argument: str, value: object, least: int, *, infinite: bool = Fa
 
 
 def check_number(argument: str, value: object) -> float:
-    """Refuse what is no number, or too large for a float, and give it."""
+    """Return the value if it is a number that fits a float; otherwise raise an error that names the argument."""
     if not isinstance(value, (int, float)):
         msg = f"{argument} must be a number, got {show(value)}"
         raise TypeError(msg)
@@ -96,7 +103,7 @@ def check_number(argument: str, value: object) -> float:
 
 
 def check_seconds(argument: str, value: object, *, positive: bool = False) -> None:
-    """Refuse what is not a duration, naming the argument, the rule and the value."""
+    """Raise an error that names the argument, the rule and the value, unless the value is a duration in seconds."""
     value = check_number(argument, value)
     if not (value > 0 if positive else value >= 0):
         msg = f"{argument} must be {'>' if positive else '>='} 0, got {show(value)}"

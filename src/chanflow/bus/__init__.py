@@ -1,9 +1,9 @@
-"""Messages between the parts of a service: topics, consumer groups, acknowledgement, retry and dead letters.
+"""Messages between the parts of a service: topics, consumer groups, acknowledgement, retries and dead letters.
 
-:func:`connect` gives a :class:`Bus`, in the memory of this process or in an SQLite file.
+:func:`connect` returns a :class:`Bus` in the memory of this process or in an SQLite file.
 """
 
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
 from chanflow.bus._bus import Bus, DeadMessage
 from chanflow.bus._connect import connect
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription

@@ -1,4 +1,4 @@
-"""The bus: topics to publish to, and groups of consumers that share what is in them."""
+"""The bus: topics to publish to, and groups of consumers that share their messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Self
 from anyio import CapacityLimiter, ClosedResourceError, Event
 from attrs import frozen
 
-from chanflow._attempt import Attempt, check_handler
 from chanflow._check import check_count, check_seconds, check_text, show
-from chanflow._retry import Retry
-from chanflow.bus._consume import Handler, consume
+from chanflow._work._call import Attempt, check_handler
+from chanflow._work._retry import Retry
+from chanflow.bus._consume import MessageHandler, consume
 from chanflow.bus._subscription import Subscription
 from chanflow.bus.backend import Backend, Capabilities, Content, Delivery, Membership
 
@@ -24,17 +24,17 @@ DEFAULT_RETRY = Retry(5)
 
 @frozen(kw_only=True)
 class DeadMessage:
-    """A message that a group gave up on."""
+    """A dead letter: a message that a group rejected, in a dead-letter topic."""
 
     id: str
-    """One of a kind within the dead-letter topic; what `Bus.replay` takes."""
+    """The id for `Bus.replay`, unique within the dead-letter topic."""
     topic: str
-    """Where it comes from."""
+    """The topic to which it was published."""
     group: str
-    """Who gave up on it."""
+    """The group that rejected it."""
     reason: str
     attempts: int
-    """How often it was delivered."""
+    """How often it was delivered to the group."""
     body: bytes
     key: str | None
     headers: Mapping[str, str]
@@ -43,13 +43,13 @@ class DeadMessage:
 
 
 class Bus:
-    """Topics, and groups of consumers that share what is published in them; made by `connect`.
+    """Topics, and groups of consumers that share the messages published to them; created by `connect`.
 
-    Every group gets every message, and the members of a group share them. A message is delivered at least once: it is
-    gone only after it was acknowledged or rejected. Messages with the same key are delivered to a group in
-    their order, one after the other. Those without a key start in their order, and are handled side by side.
+    Every group receives every message, and its members share the messages between them. A message is delivered at least
+    once: it is removed only after it was acknowledged or rejected. Messages with the same key are delivered to a group
+    in order, one after the other. Messages without a key are started in order, and handled concurrently.
 
-    Use it as a context manager. Leaving the block closes it, as `aclose` does.
+    Use the bus as a context manager. Leaving the block closes it, as `aclose` does.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -58,9 +58,13 @@ class Bus:
         self._subscriptions: set[Subscription] = set()
         self._left: Event | None = None
 
+    def __repr__(self) -> str:
+        state = f"{len(self._subscriptions)} subscription(s)" if self._open else "not open"
+        return f"<Bus on {type(self._backend).__name__}: {state}>"
+
     @property
     def capabilities(self) -> Capabilities:
-        """What the backend can do."""
+        """The capabilities of the backend."""
         return self._backend.capabilities
 
     async def __aenter__(self) -> Self:
@@ -74,13 +78,14 @@ class Bus:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the bus: end all iterations, wait until the subscriptions are left, and let go of the backend.
+        """Close the bus: end all iterations, wait until all subscriptions are left, and close the backend.
 
-        So `consume` lets its handlers finish, and then returns. A call of `publish` that waits for room gets
-        ClosedResourceError. Closing again does nothing. Within a subscription or a handler it would wait for itself.
+        `consume` waits for its running handlers, then returns. A call of `publish` that waits for room gets
+        ClosedResourceError. Closing again has no effect. Don't call this within a subscription or a handler, as it
+        would wait for itself.
 
         Cancellation:
-            The subscriptions are not waited for any longer; the rest is done.
+            It stops waiting for the subscriptions, and still closes the backend.
         """
         if not self._open:
             return
@@ -102,25 +107,25 @@ class Bus:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
-        """Publish a message, waiting while the topic has `max_pending` messages that a group has not settled.
+        """Publish a message, waiting while a group has `max_pending` unsettled messages of the topic.
 
         Args:
-            topic: where to, from 1 to 255 characters; a topic is made by its first use.
-            body: what the message carries; it is copied where it could still change.
-            key: messages with the same key keep their order; None for none.
-            headers: names and values to go with it.
+            topic: the topic, from 1 to 255 characters. A topic is created on first use.
+            body: the content; it is copied if it is mutable.
+            key: messages with the same key are delivered in order; None for no key.
+            headers: names and values to send with the body.
 
         Returns:
-            The message's id, one of a kind within the topic. Once this has returned, the message is not lost.
+            The message's id, unique within the topic. Once this call has returned, the message is not lost.
 
         Raises:
-            ClosedResourceError: the bus is closed, before or while waiting.
+            ClosedResourceError: the bus was closed, before or while waiting.
             StorageError: the backend failed.
             TypeError: an argument has the wrong type.
             ValueError: `topic` is empty or too long, or a name, key or header is no text that UTF-8 can encode.
 
         Cancellation:
-            The message may have been published nevertheless.
+            The message may have been published.
         """
         self._check_open()
         check_name("topic", topic)
@@ -151,22 +156,23 @@ class Bus:
         dead_letter: str | None = None,
         from_start: bool = True,
     ) -> Subscription:
-        """Take part in a group: `async with` it, and iterate over its messages.
+        """Return a subscription: a member of a group, to enter with `async with` and iterate over.
 
         Args:
-            topic: what to read, from 1 to 255 characters.
-            group: whose member to be, from 1 to 255 characters; a group is made by its first member, and stays.
-            max_in_flight: the most messages to hold unsettled, at least 1.
-            ack_deadline: seconds after which a message that is not settled is given to another, greater than 0.
-            dead_letter: the topic for rejected messages; None for the topic's name with ".dead".
-            from_start: whether a group that is new gets what the topic still keeps; else it gets what comes from now
-                on.
+            topic: the topic to receive from, from 1 to 255 characters.
+            group: the group to join, from 1 to 255 characters. It is created by its first member, and never removed.
+            max_in_flight: the maximum number of unsettled messages to hold, at least 1.
+            ack_deadline: seconds after which an unsettled message is delivered again, to any member of the group;
+                greater than 0.
+            dead_letter: the topic for rejected messages; None for the topic's name followed by ".dead".
+            from_start: whether a new group begins with the messages that the topic still has; otherwise it receives
+                only those published from now on.
 
         Returns:
-            The subscription, which begins with its `async with`.
+            The subscription, which joins the group when its block is entered.
 
         Raises:
-            TypeError, ValueError: an argument is not as said above.
+            TypeError, ValueError: an argument is not as described above.
         """
         check_name("topic", topic)
         check_name("group", group)
@@ -184,7 +190,7 @@ class Bus:
     async def consume(
         self,
         topic: str,
-        handler: Handler,
+        handler: MessageHandler,
         *,
         group: str,
         workers: int = 10,
@@ -196,27 +202,27 @@ class Bus:
     ) -> None:
         """Call a handler for each message, until the bus is closed or the call is cancelled.
 
-        A message is acknowledged after its handler returned. If it raised, the message comes again after the retry's
-        backoff; after the last attempt, it is moved to the dead-letter topic. A delivery whose consumer was killed
-        counts as an attempt. While a handler runs, its message's lease is renewed. A handler may settle its
+        A message is acknowledged after its handler returns. If the handler raises, the message is delivered again after
+        the backoff; after the last attempt, it is moved to the dead-letter topic. A delivery whose consumer was killed
+        counts as an attempt. While a handler runs, the lease of its message is renewed. A handler may settle its
         message itself.
 
         Args:
-            topic: what to read, as for `subscribe`.
-            handler: called with the `Message`; a plain function runs in a thread.
+            topic: the topic to receive from, as for `subscribe`.
+            handler: called with the `Message`. A sync function runs in a thread.
             group: as for `subscribe`.
             workers: how many handlers may run at the same time, at least 1.
-            retry: how often to attempt a message and how long to wait in between; 5 attempts by default.
-            timeout: seconds for one attempt, greater than 0; None for no bound. A thread can't be stopped, and keeps
-                its worker until it returns.
+            retry: how often to attempt a message, and how long to wait between attempts; 5 attempts by default.
+            timeout: seconds that an attempt may take, greater than 0; None for no time limit. A thread can't be
+                stopped, and occupies its worker until it returns.
             dead_letter: as for `subscribe`.
-            ack_deadline: after how many seconds a message is given to another when its consumer was killed.
+            ack_deadline: seconds after which a message whose consumer was killed is delivered again.
             from_start: as for `subscribe`.
 
         Raises:
-            ClosedResourceError: the bus is closed already.
-            StorageError: the backend failed; the handlers that ran have ended.
-            TypeError, ValueError: an argument is not as said above.
+            ClosedResourceError: the bus is already closed.
+            StorageError: the backend failed; all handlers have ended.
+            TypeError, ValueError: an argument is not as described above.
 
         Cancellation:
             Handlers are cancelled, and their messages given back.
@@ -239,11 +245,11 @@ class Bus:
         await consume(subscription, Attempt(handler, CapacityLimiter(workers), timeout), retry)
 
     async def dead_letters(self, topic: str, limit: int = 100) -> list[DeadMessage]:
-        """List the oldest messages of a dead-letter topic, without taking them.
+        """Return the oldest messages of a dead-letter topic, without removing them.
 
         Args:
             topic: the dead-letter topic.
-            limit: the most to list, at least 1.
+            limit: the maximum number of messages, at least 1.
 
         Raises:
             ClosedResourceError: the bus is closed.
@@ -255,15 +261,15 @@ class Bus:
         return [dead for delivery in await self._backend.browse(topic, limit) if (dead := exhume(delivery)) is not None]
 
     async def replay(self, topic: str, ids: Iterable[str] | None = None) -> int:
-        """Move dead letters back to where they come from, for the group that gave up on them.
+        """Move dead letters back to their original topics, for the group that rejected them.
 
         Args:
             topic: the dead-letter topic.
-            ids: of the dead letters, as `dead_letters` gives them; None for all. Those that are not there are passed
-                over.
+            ids: the ids of the dead letters, as returned by `dead_letters`; None for all. Ids that don't exist are
+                ignored.
 
         Returns:
-            How many were moved. Their attempts count from 1 again.
+            The number of messages moved. Their attempts are counted from 1 again.
 
         Raises:
             ClosedResourceError: the bus is closed.
@@ -289,7 +295,7 @@ class Bus:
 
 
 def check_name(argument: str, name: object) -> None:
-    """Refuse what is no name of a topic or group."""
+    """Raise an error that names the argument unless the name is a valid name of a topic or group."""
     if not isinstance(name, str):
         msg = f"{argument} must be a str, got {show(name)}"
         raise TypeError(msg)
@@ -300,7 +306,7 @@ def check_name(argument: str, name: object) -> None:
 
 
 def exhume(delivery: Delivery) -> DeadMessage | None:
-    """Tell what is known of a dead letter; None for a message that is none."""
+    """Return a delivery as a dead letter, or None if it is not one."""
     content, origin = delivery.content, delivery.content.origin
     if origin is None:
         return None

@@ -1,4 +1,4 @@
-"""Call a handler for each message of a subscription, and settle the message by what came of it."""
+"""Call a handler for each message of a subscription, and settle the message according to the outcome."""
 
 from __future__ import annotations
 
@@ -8,51 +8,51 @@ from typing import TypeAlias
 
 from anyio import create_task_group
 
-from chanflow._attempt import Attempt
 from chanflow._check import show_error
-from chanflow._park import running_home
-from chanflow._retry import Retry, judge
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._home import running_home
+from chanflow._work._call import Attempt
+from chanflow._work._retry import Retry, judge
 from chanflow.bus._subscription import LeaseLostError, Message, Subscription
 
-__all__ = ["Handler", "consume"]
+__all__ = ["MessageHandler", "consume"]
 
 logger = logging.getLogger("chanflow.bus")
 
-Handler: TypeAlias = Callable[[Message], Awaitable[object]] | Callable[[Message], object]
+MessageHandler: TypeAlias = Callable[[Message], Awaitable[object]] | Callable[[Message], object]
 
 
 async def consume(subscription: Subscription, attempt: Attempt, retry: Retry) -> None:
-    """Attempt each message until the subscription ends, and wait for the handlers."""
+    """Call the handler for each message until the subscription ends, and wait for all calls."""
     failed: StorageError | None = None
-    async with subscription, create_task_group() as keeping:
-        keeping.start_soon(subscription._keep)
+    async with subscription, create_task_group() as renewing:
+        renewing.start_soon(subscription._renew_leases)
         async with create_task_group() as handlers:
             try:
                 async for message in subscription:
                     handlers.start_soon(handle, message, attempt, retry)
             except StorageError as error:
-                # Raised below: the task groups would wrap it.
+                # Raised below, since the task groups would wrap it.
                 failed = error
-        keeping.cancel_scope.cancel()
+        renewing.cancel_scope.cancel()
     if failed is not None:
         raise failed
 
 
 async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
-    """Attempt a message, and settle it."""
+    """Call the handler for a message, and settle the message."""
     try:
         if message.attempt > retry.attempts:
-            await message.reject(f"delivered {message.attempt - 1} times, and never settled: its consumers were killed")
+            await message.reject(f"delivered {message.attempt - 1} times, and never acknowledged")
             return
         try:
             await attempt(message)
-        except Exception as error:  # noqa: BLE001 -- whatever it is, it is this message's
+        except Exception as error:  # noqa: BLE001 -- any error fails only this message
             await settle_failure(message, error, retry)
         except BaseException as error:
             if not running_home().uncancel(error):
                 raise
-            # Whoever cancelled this asyncio task meant the message: the others go on.
+            # `task.cancel()` on this asyncio task cancels only this message; the others go on.
             logger.warning("the handler of %r was cancelled, and the message comes again", message)
             if not message.settled:
                 await message.nack()
@@ -60,7 +60,7 @@ async def handle(message: Message, attempt: Attempt, retry: Retry) -> None:
             if not message.settled:
                 await message.ack()
     except (LeaseLostError, StorageError) as error:
-        # It will be delivered again, or has been.
+        # The message will be delivered again, or already has been.
         logger.warning("%r was handled, but could not be settled: %s", message, error)
 
 

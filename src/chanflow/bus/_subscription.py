@@ -1,4 +1,4 @@
-"""A consumer's side of a topic: the subscription, and the messages that it holds."""
+"""The consumer's side of a topic: a subscription, and the messages that it holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Self
 from anyio import CancelScope, move_on_after, sleep
 
 from chanflow._check import storable
-from chanflow._park import Home, running_home
-from chanflow._signal import Signal
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._home import Home, running_home
+from chanflow._loop._signal import Signal
 from chanflow.bus.backend import Backend, Content, Delivery, Member, Membership, Origin
 
 __all__ = ["LeaseLostError", "Message", "Subscription"]
@@ -21,13 +21,13 @@ __all__ = ["LeaseLostError", "Message", "Subscription"]
 logger = logging.getLogger("chanflow.bus")
 
 BATCH = 10
-"""The most messages that are fetched at once: those that wait here are no other member's."""
+"""The maximum number of messages to fetch at once. Those that wait here are not available to other members."""
 GRACE = 5.0
-"""Seconds to give back what is held; after that, the leases run out."""
+"""Seconds to spend on giving back held messages when the subscription ends; the leases of the others expire."""
 
 
 class LeaseLostError(Exception):
-    """A message was not settled within the ack deadline, and was given to another consumer meanwhile."""
+    """A message was not settled within the ack deadline, and has been delivered again in the meantime."""
 
 
 class Message:
@@ -42,37 +42,37 @@ class Message:
 
     @property
     def id(self) -> str:
-        """One of a kind within its topic."""
+        """The id, unique within the topic."""
         return self._delivery.id
 
     @property
     def topic(self) -> str:
-        """Where it was published."""
+        """The topic to which it was published."""
         return self._delivery.content.topic
 
     @property
     def body(self) -> bytes:
-        """What was published."""
+        """The content that was published."""
         return self._delivery.content.body
 
     @property
     def key(self) -> str | None:
-        """What it shares with the messages among which the order matters; None for none."""
+        """The key: messages with the same key are delivered in order. None for no key."""
         return self._delivery.content.key
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What was published beside the body."""
+        """The headers that were published with the body."""
         return self._delivery.content.headers
 
     @property
     def attempt(self) -> int:
-        """How often the group has been given this message, from 1."""
+        """How often this message has been delivered to the group, from 1."""
         return self._delivery.attempt
 
     @property
     def published_at(self) -> float:
-        """When it was published, in seconds since the epoch."""
+        """The time at which it was published, in seconds since the epoch."""
         return self._delivery.published_at
 
     @property
@@ -84,33 +84,33 @@ class Message:
         return f"<Message {self.id} of {self.topic!r}, attempt {self.attempt}>"
 
     async def ack(self) -> None:
-        """Acknowledge it: the group has done with it.
+        """Acknowledge the message: it is not delivered to the group again.
 
         Raises:
-            LeaseLostError: the deadline is over, and another consumer was given the message.
-            RuntimeError: it was settled already.
+            LeaseLostError: the ack deadline has passed, and the message has been delivered again.
+            RuntimeError: it was already settled.
             StorageError: the backend failed.
 
         Cancellation:
-            It may have been acknowledged nevertheless.
+            It may have been acknowledged.
         """
         self._settle("acknowledged")
         self._check_held(await self._subscription._member.ack(self._delivery))
 
     async def nack(self, delay: float = 0.0) -> None:
-        """Give it back, to be delivered again.
+        """Give the message back, to be delivered again.
 
         Args:
-            delay: seconds to wait before that, at least 0. Later messages with the same key wait, too.
+            delay: seconds before it is delivered again, at least 0. Later messages with the same key wait, too.
 
         Raises:
-            LeaseLostError: the deadline is over, and another consumer was given the message.
-            RuntimeError: it was settled already.
+            LeaseLostError: the ack deadline has passed, and the message has been delivered again.
+            RuntimeError: it was already settled.
             ValueError: `delay` is negative.
             StorageError: the backend failed.
 
         Cancellation:
-            It may have been given back nevertheless.
+            It may have been given back.
         """
         if not delay >= 0:
             msg = f"delay must be >= 0, got {delay}"
@@ -119,18 +119,18 @@ class Message:
         self._check_held(await self._subscription._member.nack(self._delivery, delay))
 
     async def reject(self, reason: str) -> None:
-        """Have done with it, and move it to the dead-letter topic.
+        """Settle the message by moving it to the dead-letter topic.
 
         Args:
-            reason: for whoever looks at the dead letters.
+            reason: the reason to record in the dead letter.
 
         Raises:
-            LeaseLostError: the deadline is over, and another consumer was given the message.
-            RuntimeError: it was settled already.
+            LeaseLostError: the ack deadline has passed, and the message has been delivered again.
+            RuntimeError: it was already settled.
             StorageError: the backend failed.
 
         Cancellation:
-            It may have been moved nevertheless.
+            It may have been moved.
         """
         self._settle("rejected")
         content = self._delivery.content
@@ -140,16 +140,16 @@ class Message:
         self._check_held(await self._subscription._member.bury(self._delivery, dead))
 
     async def extend(self) -> None:
-        """Have the whole ack deadline again, from now on.
+        """Renew the lease: the ack deadline starts again from now.
 
         Raises:
-            LeaseLostError: the deadline is over, and another consumer was given the message.
-            RuntimeError: it was settled already.
+            LeaseLostError: the ack deadline has passed, and the message has been delivered again.
+            RuntimeError: it was already settled.
             StorageError: the backend failed.
         """
         self._check_unsettled()
         held = await self._subscription._member.extend(self._delivery)
-        # Another task may have settled it meanwhile.
+        # Another task may have settled it in the meantime.
         if self._settled is None:
             self._check_held(held)
             self._subscription._hold(self)
@@ -172,11 +172,12 @@ class Message:
 
 
 class Subscription:
-    """A consumer, as a member of a group: a context manager, and an asynchronous iterator over messages.
+    """A member of a group: a context manager, and an asynchronous iterator over messages.
 
-    The consumer holds at most `max_in_flight` unsettled messages; then iterating waits. A message that it does not
-    settle within the ack deadline is given to another, and no longer counts. Any number of tasks may iterate over one
-    subscription. Leaving the block gives back what is not settled. When the bus closes, the iteration ends.
+    It holds at most `max_in_flight` unsettled messages; the iteration waits until one is settled. A message that is not
+    settled within the ack deadline is delivered again, to any member, and no longer counts. Any number of tasks may
+    iterate over one subscription. Leaving the block gives unsettled messages back. When the bus is closed, the
+    iteration ends.
     """
 
     def __init__(
@@ -200,11 +201,12 @@ class Subscription:
         self._closed: Callable[[Subscription], object] = closed
         self._member: Member
         self._home: Home
+        self._entered: bool = False
         self._ended: bool = False
         self._scopes: set[CancelScope] = set()
-        # Fetched, but not handed out yet; each with the time at which its lease has to be renewed for that.
+        # Messages fetched but not yet returned, each with the time from which its lease must be renewed first.
         self._ahead: deque[tuple[Delivery, float]] = deque()
-        # Handed out and not settled; each with the time at which its lease ends.
+        # Messages returned and not settled, each with the time at which its lease expires.
         self._held: dict[Message, float] = {}
         self._room: Signal = Signal()
 
@@ -216,6 +218,7 @@ class Subscription:
         except BaseException:
             self._closed(self)
             raise
+        self._entered = True
         return self
 
     async def __aexit__(
@@ -232,18 +235,25 @@ class Subscription:
         finally:
             self._closed(self)
 
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else f"{len(self._held)} held" if self._entered else "not entered"
+        return f"<Subscription of group {self.group!r} to {self.topic!r}: {state}>"
+
     def __aiter__(self) -> Self:
+        if not self._entered:
+            msg = "the subscription was not entered; iterate inside of `async with bus.subscribe(...) as messages:`"
+            raise RuntimeError(msg)
         return self
 
     async def __anext__(self) -> Message:
-        """Hold the next message, waiting for one and for room to hold it.
+        """Return the next message, waiting for one and until fewer than `max_in_flight` are held.
 
         Raises:
             StopAsyncIteration: the subscription or the bus was closed.
             StorageError: the backend failed.
 
         Cancellation:
-            A cancelled call took nothing.
+            Atomic: a cancelled call holds no message.
         """
         await self._home.operate()
         while True:
@@ -257,7 +267,7 @@ class Subscription:
             delivery, renew_at = self._ahead.popleft()
             now = self._home.time()
             if now >= renew_at:
-                # It waited here for so long that its consumer would have too little time.
+                # It has waited here for so long that its consumer would have too little time left.
                 try:
                     if not await self._member.extend(delivery):
                         continue
@@ -276,7 +286,7 @@ class Subscription:
         return len(self._ahead) + len(self._held)
 
     def _hold(self, message: Message) -> None:
-        # At the end, so that they are in the order of their times.
+        # Added at the end, so that the messages stay in the order of their times.
         self._held.pop(message, None)
         self._held[message] = self._home.time() + self.ack_deadline
 
@@ -288,7 +298,7 @@ class Subscription:
         while len(self._held) >= self._max_in_flight and not self._ended:
             message, until = next(iter(self._held.items()))
             await self._room.wait(self._home, until)
-            # If it was neither settled nor extended by then, it is somebody else's.
+            # If it was neither settled nor extended by then, its lease has expired.
             if self._held.get(message) == until <= self._home.time():
                 self._drop(message)
         if len(self._held) < self._max_in_flight:
@@ -296,7 +306,7 @@ class Subscription:
             self._room.send()
 
     async def _fetch(self) -> None:
-        """Fetch what there is room for, until the end."""
+        """Fetch messages up to the number that may be held, unless the subscription is stopped."""
         room = self._max_in_flight - len(self._held)
         with CancelScope() as scope:
             self._scopes.add(scope)
@@ -308,7 +318,7 @@ class Subscription:
                 self._scopes.discard(scope)
 
     def stop(self) -> None:
-        """End the iteration, for all who wait in it; what is held can still be settled."""
+        """End the iteration for all tasks that wait in it. Held messages can still be settled."""
         self._ended = True
         self._room.send_all()
         for scope in self._scopes:
@@ -324,17 +334,17 @@ class Subscription:
             del self._held[message]
             await self._member.nack(message._delivery, 0.0)
 
-    async def _keep(self) -> None:
-        """Renew the leases of what is held, until cancelled."""
+    async def _renew_leases(self) -> None:
+        """Renew the leases of all held messages regularly, until cancelled."""
         while True:
             await sleep(self.ack_deadline / 3)
             await self.extend()
 
     async def extend(self) -> None:
-        """Have the whole ack deadline again, from now on, for all that is held.
+        """Renew the leases of all held messages: the ack deadline starts again from now.
 
-        What another consumer was given meanwhile is held no longer. That, and what could not be extended, is told in
-        the log.
+        A message that has been delivered again in the meantime is no longer held. That, and any failure to renew a
+        lease, is logged.
         """
         for message in list(self._held):
             if message in self._held:

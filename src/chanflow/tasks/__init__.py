@@ -10,6 +10,7 @@ except ModuleNotFoundError as _error:
     _message = f"chanflow.tasks needs {_error.name}: pip install 'chanflow[tasks]'"
     raise ModuleNotFoundError(_message, name=_error.name) from None
 
+from chanflow.tasks._doors import TaskService
 from chanflow.tasks._errors import (
     IdempotencyError,
     TaskCancelledError,
@@ -19,7 +20,6 @@ from chanflow.tasks._errors import (
 )
 from chanflow.tasks._handler import ArgumentError, Handler, Progress, ResultError
 from chanflow.tasks._log import JsonFormatter, TaskFilter, current_task
-from chanflow.tasks._service import TaskService
 from chanflow.tasks._statistics import HandlerStatistics, Histogram, TaskStatistics
 from chanflow.tasks._token import Token
 from chanflow.tasks.record import ProgressReport, TaskRecord, TaskStatus

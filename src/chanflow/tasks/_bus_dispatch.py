@@ -16,8 +16,8 @@ from functools import partial
 from anyio import Lock, create_task_group, sleep
 from msgspec.structs import replace
 
-from chanflow._signal import Signal
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._signal import Signal
 from chanflow.bus import Bus, LeaseLostError, Message, Subscription
 from chanflow.tasks._dispatch import AGAIN, Dispatch, Pool
 from chanflow.tasks._handler import topic_of

@@ -12,9 +12,9 @@ from typing import Protocol
 
 from anyio import move_on_after, sleep
 
-from chanflow._park import running_home
-from chanflow._signal import Signal
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._home import running_home
+from chanflow._loop._signal import Signal
 from chanflow.tasks.record import TaskRecord, TaskStatus
 from chanflow.tasks.store import Claimed, News, Store
 

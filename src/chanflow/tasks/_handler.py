@@ -11,9 +11,9 @@ from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar, Union, cast, get
 import msgspec
 from anyio import CapacityLimiter, from_thread
 
-from chanflow._attempt import Attempt, is_async
 from chanflow._check import show, storable
-from chanflow._retry import Retry
+from chanflow._work._call import Attempt, is_async
+from chanflow._work._retry import Retry
 from chanflow.tasks._schema import from_plain, pack, reader, strip
 from chanflow.tasks.record import ProgressReport
 

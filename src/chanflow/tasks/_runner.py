@@ -17,10 +17,10 @@ from anyio import CancelScope, Event, create_task_group, move_on_after, sleep
 from attrs import define
 
 from chanflow._check import message_of
-from chanflow._park import running_home
-from chanflow._retry import judge
-from chanflow._signal import Signal
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._home import running_home
+from chanflow._loop._signal import Signal
+from chanflow._work._retry import judge
 from chanflow.tasks._dispatch import AGAIN, Dispatch
 from chanflow.tasks._handler import MAX_SECONDS, Handler, topic_of
 from chanflow.tasks._log import about, current

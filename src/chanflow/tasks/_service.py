@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from types import MappingProxyType, TracebackType
-from typing import Any, ParamSpec, Self, TypeAlias, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, overload
 
 from anyio import CapacityLimiter, ClosedResourceError, create_task_group, move_on_after, sleep
 from anyio.abc import TaskGroup
 from msgspec.structs import replace
 
 from chanflow._check import check_count, check_seconds, show
-from chanflow._park import Home, running_home
-from chanflow._retry import Retry
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
+from chanflow._loop._home import Home, running_home
+from chanflow._work._retry import Retry
 from chanflow.bus import Bus, connect
 from chanflow.tasks._bus_dispatch import BusDispatch
 from chanflow.tasks._dispatch import Dispatch, StoreDispatch
@@ -29,15 +29,12 @@ from chanflow.tasks._idempotency import check_key, check_same
 from chanflow.tasks._open import open_store
 from chanflow.tasks._runner import Runner
 from chanflow.tasks._statistics import Tally, TaskStatistics
-from chanflow.tasks._token import Token
 from chanflow.tasks._trace import Tracing, find_tracing
 from chanflow.tasks._watch import Watches
 from chanflow.tasks.record import TaskRecord, TaskStatus, cancel, revive
 from chanflow.tasks.store import News, Store
 
-__all__ = ["TaskService"]
-
-ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+__all__ = ["ServiceCore"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,31 +51,8 @@ DEFAULT_RETRY = Retry(3, on=())
 """No error is worth another attempt; but a worker may be killed, which is no fault of the task's unless it does it."""
 
 
-class TaskService:
-    """Tasks that are submitted now and asked for later, run by a bounded number of workers.
-
-    Register handlers with `task`, then enter the service as a context manager: its workers run until the block is
-    left. Leaving it waits for the tasks that run; what is still pending stays in the store, for the next worker.
-    The store is the queue: all services on one store share its tasks, and each runs those whose handlers it has.
-    An error or a cancellation stops at once: what runs is cancelled and put back.
-
-    A task is run at least once, and its record tells how it ended until `ttl` seconds after that. A worker that was
-    killed loses its lease, and the task runs again if it has attempts left.
-
-    Args:
-        bus: for work that travels through a broker: a URL for `chanflow.bus.connect`, or a `Bus`, which the service
-            closes. The ids of tasks that are due are published there, and messages claim them in the store.
-            `memory://`, or the store's own URL, means the store alone.
-        store: where the tasks are kept: `memory://`, `sqlite:///file.db`, which keeps them through a restart and lets
-            several processes share them, or a `Store`.
-        workers: how many tasks may run here at the same time, at least 0: with 0, this process only submits.
-        ttl: for how many seconds a finished task is kept, from 0 to a hundred years, or `math.inf` for ever.
-        lease: seconds after which a worker that gave no sign of life is taken for gone, greater than 0, and at most a
-            hundred years.
-
-    Raises:
-        ValueError, TypeError: an argument is not as said above.
-    """
+class ServiceCore:
+    """All of a `TaskService` but its doors, which stand above it; see there."""
 
     def __init__(
         self,
@@ -318,58 +292,6 @@ class TaskService:
         if not self._home.here():
             msg = "the task service belongs to the event loop in which its block was entered, and this is another one"
             raise RuntimeError(msg)
-
-    def asgi(
-        self,
-        *,
-        tokens: Sequence[str | Token] | None = None,
-        hosts: Sequence[str] | None = None,
-        cors: Sequence[str] = (),
-        max_pending: int = 1000,
-        max_body: int = 1_000_000,
-        max_wait: float = 60.0,
-        dead_letters: Sequence[str] = (),
-    ) -> ASGIApp:
-        """Make an ASGI app that serves the tasks over HTTP, with a dashboard at its root.
-
-        Served by itself, it enters the service's block. Mounted in another app, it leaves that to the other's
-        lifespan.
-
-        Args:
-            tokens: bearer tokens of which a request needs one, each a `Token`, or the secret of one that allows
-                everything; None for none needed.
-            hosts: names and addresses, without ports: a request whose `Host` is none of them is refused. None for any,
-                which is for whoever serves tasks with tokens, or mounts them in an app that looks at hosts itself:
-                otherwise, any page in a browser that can reach the service can read it, by a name of its own.
-            cors: origins, such as `https://app.example`, whose pages may use the service from a browser as any client
-                may.
-            max_pending: how many tasks may be pending before more are refused, at least 1.
-            max_body: how many bytes the body of a request may have, at least 1.
-            max_wait: for how many seconds a request may wait for a task's end, at least 0.
-            dead_letters: dead-letter topics of the service's bus, for the dashboard.
-
-        Raises:
-            ModuleNotFoundError: what it needs is not installed.
-            TypeError, ValueError: an argument is not as said above.
-        """
-        check_count("max_pending", max_pending, 1)
-        check_count("max_body", max_body, 1)
-        check_seconds("max_wait", max_wait)
-        if isinstance(dead_letters, str):
-            msg = f"dead_letters must be a sequence of topics, got {show(dead_letters)}"
-            raise TypeError(msg)
-        from chanflow.tasks.http._app import make_app  # noqa: PLC0415 -- what it needs may be missing
-
-        return make_app(
-            self,
-            tokens=tokens,
-            hosts=hosts,
-            cors=cors,
-            max_pending=max_pending,
-            max_body=max_body,
-            max_wait=max_wait,
-            dead_letters=dead_letters,
-        )
 
     # What others ask of it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from chanflow._signal import Signal
+from chanflow._loop._signal import Signal
 from chanflow.tasks.record import TaskRecord, TaskStatus
 from chanflow.tasks.store import News
 

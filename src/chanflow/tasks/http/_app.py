@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
 from hashlib import blake2b
 from importlib import resources
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 import msgspec
@@ -21,10 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks._handler import ArgumentError, Handler
 from chanflow.tasks._schema import describe as schema_of
+from chanflow.tasks._service import ServiceCore
 from chanflow.tasks._token import Token
 from chanflow.tasks.http._guard import SAFE_METHODS, TOKEN, Guard
 from chanflow.tasks.http._live import Live
@@ -46,9 +47,6 @@ from chanflow.tasks.http._request import (
 from chanflow.tasks.http._stream import EventStream, event
 from chanflow.tasks.record import TaskRecord, TaskStatus
 from chanflow.tasks.wire import moment, to_json
-
-if TYPE_CHECKING:
-    from chanflow.tasks._service import TaskService
 
 __all__ = ["App", "make_app"]
 
@@ -95,7 +93,7 @@ class App:
     """
 
     def __init__(
-        self, service: TaskService, *, max_pending: int, max_body: int, max_wait: float, dead_letters: Sequence[str]
+        self, service: ServiceCore, *, max_pending: int, max_body: int, max_wait: float, dead_letters: Sequence[str]
     ) -> None:
         self._service = service
         self._max_pending = max_pending
@@ -296,7 +294,7 @@ class App:
 
 
 def make_app(
-    service: TaskService,
+    service: ServiceCore,
     *,
     tokens: Sequence[str | Token] | None,
     hosts: Sequence[str] | None,
@@ -370,7 +368,7 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         await Problem(Kind.NOT_FOUND, f"there is no {scope['path']}").response()(scope, receive, send)
 
 
-async def changes(service: TaskService, task_id: str, seen: str | None) -> AsyncGenerator[bytes, None]:
+async def changes(service: ServiceCore, task_id: str, seen: str | None) -> AsyncGenerator[bytes, None]:
     """Give what becomes of a task as messages, from what the client has seen on."""
     # Closed with this one, and not when it is collected.
     async with aclosing(service.watch(task_id)) as records:

@@ -27,11 +27,11 @@ from anyio import (
 )
 from anyio.abc import TaskGroup
 
-from chanflow._channel import Channel
+from chanflow._channel._ends import Channel
 from chanflow._check import check_seconds, show
-from chanflow._park import running_home
-from chanflow._retry import Retry
+from chanflow._loop._home import running_home
 from chanflow._url import without_secrets
+from chanflow._work._retry import Retry
 from chanflow.tasks._errors import (
     IdempotencyError,
     TaskCancelledError,

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from anyio import Lock, sleep
 
+from chanflow.tasks._service import ServiceCore
 from chanflow.tasks.http._stream import event
 from chanflow.tasks.wire import moment, to_json
-
-if TYPE_CHECKING:
-    from chanflow.tasks._service import TaskService
 
 __all__ = ["Live"]
 
@@ -26,7 +24,7 @@ RECENT = 20
 class Live:
     """The snapshots of a service."""
 
-    def __init__(self, service: TaskService) -> None:
+    def __init__(self, service: ServiceCore) -> None:
         self._service = service
         self._turn = Lock()
         self._latest = b""

@@ -9,7 +9,7 @@ import msgspec
 from anyio import ClosedResourceError
 from starlette.responses import Response
 
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks._errors import IdempotencyError, TaskStateError, UnknownTaskError
 from chanflow.tasks._handler import ArgumentError
 from chanflow.tasks.wire import PROBLEM

@@ -9,7 +9,7 @@ from anyio import CancelScope, ClosedResourceError, Lock, create_task_group, sle
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks._errors import UnknownTaskError
 from chanflow.tasks.http._problem import SAFE
 from chanflow.tasks.http._request import Waits

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from anyio import CancelScope, Event
 
-from chanflow._park import running_home
+from chanflow._loop._home import running_home
 from chanflow.tasks.record import TaskStatus
 from chanflow.tasks.store import News, Tell
 

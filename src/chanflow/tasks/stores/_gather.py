@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from chanflow._park import running_home
-from chanflow._signal import Signal
+from chanflow._loop._home import running_home
+from chanflow._loop._signal import Signal
 
 __all__ = ["Gather"]
 

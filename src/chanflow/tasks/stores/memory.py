@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 from anyio import TASK_STATUS_IGNORED, sleep_forever
 
-from chanflow._park import Home, running_home
+from chanflow._loop._home import Home, running_home
 from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Store, TaskStarted, Tell, news_of
@@ -246,9 +246,8 @@ class MemoryStore(Store):
         if after is not None:
             if after not in self._records:
                 raise unknown_cursor(after)
-            for record in records:
-                if record.id == after:
-                    break
+            while next(records).id != after:
+                pass
         return (record for record in records if not expired(record, now))
 
     async def page(

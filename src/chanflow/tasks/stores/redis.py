@@ -27,7 +27,7 @@ from anyio.lowlevel import checkpoint
 from coredis.exceptions import NoScriptError, ReadOnlyError, RedisError, WrongTypeError
 from coredis.retry import NoRetryPolicy
 
-from chanflow._storage import StorageError
+from chanflow._errors import StorageError
 from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at, expired
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of

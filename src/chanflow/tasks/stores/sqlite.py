@@ -22,7 +22,8 @@ from typing import Any, TypeAlias, TypeVar
 import msgspec
 from anyio import TASK_STATUS_IGNORED, sleep_forever
 
-from chanflow._storage import Connection, Database, StorageError
+from chanflow._errors import StorageError
+from chanflow._sqlite import Connection, Database
 from chanflow.tasks._errors import unknown_cursor
 from chanflow.tasks.record import TaskRecord, TaskStatus, claim, due_at
 from chanflow.tasks.store import Change, Claimed, Decoder, News, Store, TaskStarted, Tell, news_of

@@ -1,0 +1,1 @@
+"""Channels: their state, their ends, their side for threads, and `select`."""

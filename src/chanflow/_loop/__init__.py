@@ -1,0 +1,1 @@
+"""The event loop: homes, waiters, waiting rooms and signals."""

@@ -1,0 +1,1 @@
+"""Groups and worker groups: results, handler calls, retries and `map`."""

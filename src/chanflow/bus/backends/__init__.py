@@ -1,0 +1,1 @@
+"""The backends of the bus: one file for each kind of storage."""

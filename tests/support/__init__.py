@@ -1,0 +1,1 @@
+"""What test modules share: stand-ins, handlers, and helpers that assert."""
