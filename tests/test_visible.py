@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from chanflow._visible import visible
+from chanflow.cli.visible import visible
 
 
 @pytest.mark.parametrize(
