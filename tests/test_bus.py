@@ -49,7 +49,7 @@ def memory(**options: Any) -> Bus:
         ({"url": "sqlite://"}, ValueError, "url must be memory:// or sqlite:///PATH, got 'sqlite://'"),
         ({"url": "sqlite:///"}, ValueError, "url must be memory:// or sqlite:///PATH, got 'sqlite:///'"),
         ({"url": "sqlite://file.db"}, ValueError, "url must be memory:// or sqlite:///PATH, got 'sqlite://file.db'"),
-        ({"url": 5}, TypeError, "url must be a str or a Backend, got 5"),
+        ({"url": 5}, TypeError, "url must be a str or a Backend, got a int"),
         ({"url": "memory://", "max_pending": 0}, ValueError, "max_pending must be >= 1, got 0"),
         ({"url": "memory://", "max_pending": 1.5}, TypeError, "max_pending must be an int or math.inf, got 1.5"),
         ({"url": "memory://", "retention": -1}, ValueError, "retention must be >= 0, got -1"),

@@ -1506,7 +1506,7 @@ async def test_only_inside_of_its_block() -> None:
             ValueError,
             "store must be memory://, sqlite:///PATH or redis://HOST, got 'sqlite:///'",
         ),
-        ({"store": 5}, TypeError, "store must be a str or a Store, got 5"),
+        ({"store": 5}, TypeError, "store must be a str or a Store, got a int"),
         ({"bus": "nats://"}, ValueError, "url must be memory:// or sqlite:///PATH, got 'nats://'"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 from chanflow._url import without_secrets
 from chanflow.bus import connect
 from chanflow.tasks import TaskService
+from chanflow.tasks.http import TaskClient
 from chanflow.tasks.stores._redis_url import RedisUrl, read_url
 
 SECRET = "s3cret"  # noqa: S105 -- for the tests alone
@@ -214,6 +215,14 @@ def test_a_url_of_nothing(url: str) -> None:
         with pytest.raises(ValueError, match=r"must be memory://") as caught:
             refused()
         assert SECRET not in str(caught.value)
+
+
+def test_what_is_no_url() -> None:
+    """It may be one in other clothes, and so is not told."""
+    url: Any = b"redis://:s3cret@host"
+    for refused in (lambda: TaskService(store=url), lambda: connect(url), lambda: TaskClient(url)):
+        with pytest.raises(TypeError, match=r" must be a str( or a Store| or a Backend)?, got a bytes$"):
+            refused()
 
 
 def test_what_is_shown_has_no_secret() -> None:

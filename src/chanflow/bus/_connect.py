@@ -33,7 +33,7 @@ def connect(url: str | Backend, *, max_pending: float = 10_000, retention: float
     if isinstance(url, Backend):
         return Bus(url)
     if not isinstance(url, str):
-        msg = f"url must be a str or a Backend, got {show(url)}"
+        msg = f"url must be a str or a Backend, got a {type(url).__name__}"
         raise TypeError(msg)
     scheme, separator, rest = url.partition("://")
     if separator and scheme == "memory" and not rest:

@@ -21,13 +21,13 @@ def open_store(store: str | Store) -> Store:
     if isinstance(store, Store):
         return store
     if not isinstance(store, str):
-        msg = f"store must be a str or a Store, got {show(store)}"
+        msg = f"store must be a str or a Store, got a {type(store).__name__}"
         raise TypeError(msg)
     if store == "memory://":
         from chanflow.tasks.stores.memory import MemoryStore  # noqa: PLC0415 -- each is imported where it is used
 
         return MemoryStore()
-    if store.startswith(("redis", "unix:")):
+    if store.startswith(("redis:", "rediss:", "redis+", "rediss+", "unix:")):
         try:
             from chanflow.tasks.stores.redis import RedisStore  # noqa: PLC0415 -- as above
         except ModuleNotFoundError as error:

@@ -475,7 +475,7 @@ async def cut_off(parts: AsyncIterator[object]) -> None:
 def read_url(url: str) -> tuple[str, Any]:
     """Take a URL apart: without user information, and what that says."""
     if not isinstance(url, str):
-        msg = f"url must be a str, got {show(url)}"
+        msg = f"url must be a str, got a {type(url).__name__}"
         raise TypeError(msg)
     place = without_secrets(url)
     scheme, _, rest = url.partition("://")
