@@ -46,6 +46,7 @@ from tests.support.http import (
     result_of,
     routed,
     served,
+    virtual_clock,  # noqa: F401 -- a fixture
     visiting,
 )
 from tests.support.messages import whole

@@ -13,7 +13,15 @@ import pytest
 from chanflow.tasks import JsonFormatter, TaskService, Token
 from chanflow.tasks._token import parse_tokens
 from chanflow.tasks.http._problem import Kind
-from tests.support.http import OPEN, asking, assert_problem, routed, served, visiting
+from tests.support.http import (
+    OPEN,
+    asking,
+    assert_problem,
+    routed,
+    served,
+    virtual_clock,  # noqa: F401 -- a fixture
+    visiting,
+)
 from tests.support.messages import whole
 from tests.support.tasks import broken, double, serving
 

@@ -42,7 +42,7 @@ async def test_attribute_error_inside_of_a_case_is_not_hidden() -> None:
     """An AttributeError from within a case is not taken for a wrong argument."""
 
     class Faulty:
-        def _attempt(self, _home: Any) -> bool:
+        def _try(self, _home: Any) -> bool:
             msg = "from within"
             raise AttributeError(msg)
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 APPLICATION = """
 import os
 import anyio
-from chanflow import connections
+from chanflow.cli import connections
 from chanflow.tasks import TaskService
 
 connections.HEAD_SECONDS = {head}
