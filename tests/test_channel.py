@@ -733,3 +733,20 @@ def test_batch_abandoned_with_its_loop_gives_back_what_it_collected() -> None:
     gc.collect()
     assert channel.drain() == [1, 2]
     assert_at_rest(channel)
+
+
+@pytest.mark.parametrize("way", ["dropped", "in a cycle", "closed", "with an item"])
+def test_a_channel_leaves_no_stream_open(way: str) -> None:
+    """The anyio stream in it says nothing when the channel goes, whatever had become of it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        channel = Channel[Any](2)
+        if way == "in a cycle":
+            channel.send_nowait(channel)
+        elif way == "closed":
+            channel.close()
+        elif way == "with an item":
+            channel.send_nowait(1)
+        del channel
+        gc.collect()
+    assert not [warning for warning in caught if "Unclosed" in str(warning.message)]
