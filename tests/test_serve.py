@@ -519,7 +519,7 @@ def test_schemathesis(place: Path, backend: str) -> None:
             "response_schema_conformance,response_headers_conformance"
         )
         done = subprocess.run(
-            [*command, "--checks", checks, "--max-examples", "15", "--generation-deterministic", "--no-color"],
+            [*command, "--checks", checks, "--max-examples", "6", "--generation-deterministic", "--no-color"],
             cwd=place,
             text=True,
             capture_output=True,
