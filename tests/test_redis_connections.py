@@ -18,6 +18,7 @@ from coredis.exceptions import ConnectionError as RedisConnectionError
 
 from chanflow.bus import StorageError
 from chanflow.tasks import TaskService, TaskStatus
+from chanflow.tasks.stores.redis import RedisStore
 from tests.support.redis import Server, running_cluster, running_server
 
 pytestmark = [
@@ -292,3 +293,16 @@ async def test_a_sentinel() -> None:
             sentinel.ask("sentinel", "monitor", "main", "127.0.0.1", str(server.port), "1")
             server.go_on()
             await is_back(service)
+
+
+async def test_a_server_that_takes_too_long_while_the_store_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an error of the store, before there is a client, and the next time as well."""
+
+    async def connect(*_arguments: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr("chanflow.tasks.stores.redis.connect", connect)
+    store = RedisStore("redis://localhost")
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"^redis://localhost: TimeoutError$"):
+            await store.open()

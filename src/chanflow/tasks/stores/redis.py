@@ -108,11 +108,11 @@ class RedisStore(Store):
         return f"<RedisStore {self._place}>"
 
     @asynccontextmanager
-    async def _calling(self) -> AsyncIterator[None]:
+    async def _calling(self, *, opening: bool = False) -> AsyncIterator[None]:
         try:
             yield
         except (RedisError, OSError) as error:
-            if isinstance(error, (TimeoutError, ReadOnlyError)):
+            if isinstance(error, (TimeoutError, ReadOnlyError)) and not opening:
                 # Of a connection to a server that is gone, or that is the first one no more, nobody would ever hear.
                 self._client.connection_pool.disconnect()
             raise self._failure(error) from (None if self._tells_secret(error) else error)
@@ -151,7 +151,7 @@ class RedisStore(Store):
         self._closing = Event()
         await keeper.__aenter__()
         try:
-            async with self._calling():
+            async with self._calling(opening=True):
                 self._client = await keeper.start(self._keep_client)
             await self._set_clock()
         except BaseException:
