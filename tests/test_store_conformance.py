@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -14,9 +11,8 @@ from chanflow.tasks import Store
 from chanflow.tasks.conformance import StoreConformance
 from chanflow.tasks.stores.memory import MemoryStore
 from chanflow.tasks.stores.redis import RedisStore
-from chanflow.tasks.stores.sqlite import SqliteStore
-from tests.support.paths import another_way
 from tests.support.redis import running_redis
+from tests.support.sqlite_store import SqliteConformance
 
 
 class TestMemory(StoreConformance):
@@ -25,20 +21,8 @@ class TestMemory(StoreConformance):
         return MemoryStore
 
 
-class TestSqlite(StoreConformance):
-    @pytest.fixture(params=["asyncio", "trio"])
-    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
-        # A virtual clock doesn't wait for its thread.
-        return request.param
-
-    @pytest.fixture
-    def open_store(self, tmp_path: Path) -> Callable[[], Store]:
-        return lambda: SqliteStore(another_way(tmp_path / "tasks.db"))
-
-    async def spoil(self, store: Store, task_id: str) -> None:
-        with closing(sqlite3.connect(store._path)) as connection:  # type: ignore[attr-defined]
-            connection.execute("UPDATE tasks SET record = ? WHERE id = ?", [b"garbage", task_id])
-            connection.commit()
+class TestSqlite(SqliteConformance):
+    """In a file."""
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +31,8 @@ def redis() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.real_time
 class TestRedis(StoreConformance):
-    @pytest.fixture(params=["asyncio", "trio"])
-    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
-        return request.param
-
     @pytest.fixture
     def open_store(self, redis: str) -> Callable[[], Store]:
         prefix = f"{uuid4()}:"

@@ -26,15 +26,9 @@ from chanflow.tasks.stores import redis as redis_module
 from chanflow.tasks.stores.redis import RedisStore
 from tests.support.redis import running_redis
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 NOW = 1000.0
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock doesn't wait for a server.
-    return request.param
 
 
 class Proxy:
@@ -217,7 +211,7 @@ async def test_a_claim_that_is_repeated_too_late() -> None:
     "ignore:Exception ignored in. <function MemoryObject:pytest.PytestUnraisableExceptionWarning"
 )
 async def test_a_subscription_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The news go on at once, however often, and whoever listens is told that some may have been missed."""
+    """The news go on at once, or `until` fails, however often; and whoever listens is told that some may be missed."""
     monkeypatch.setattr(redis_module, "AGAIN", 0.01)
     monkeypatch.setattr(redis_module, "CLOCK_INTERVAL", 0.2)
     heard: list[Any] = []

@@ -28,12 +28,9 @@ from chanflow.tasks import (
 )
 from tests.support.messages import whole
 from tests.support.redis import running_redis
+from tests.support.tasks import double
 
-pytestmark = pytest.mark.anyio
-
-
-async def double(number: int = 1) -> int:
-    return number * 2
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 @pytest.fixture(params=["memory", "sqlite", "redis"])
@@ -43,12 +40,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             yield url
     else:
         yield "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/tasks.db"
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock waits neither for threads nor for servers.
-    return request.param
 
 
 async def test_entering_twice(store: str) -> None:

@@ -15,7 +15,7 @@ from anyio import fail_after
 from chanflow.tasks import TaskService
 from tests.support.redis import running_redis
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 TASKS = 200
 # Runs tasks until its input ends, and notes each run with its process.
@@ -41,12 +41,6 @@ async def main():
 
 anyio.run(main)
 """
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock doesn't wait for processes.
-    return request.param
 
 
 @pytest.fixture(params=["a file for both", "a file for the tasks", "redis"])

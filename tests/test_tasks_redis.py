@@ -21,13 +21,7 @@ from chanflow.tasks.stores import redis as redis_module
 from chanflow.tasks.stores.redis import RedisStore
 from tests.support.redis import running_redis
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock doesn't wait for a server.
-    return request.param
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 
 async def test_two_services_share_a_redis() -> None:

@@ -25,12 +25,9 @@ from chanflow.tasks.stores.redis import RedisStore
 from chanflow.tasks.stores.sqlite import SqliteStore
 from tests.support.paths import another_way
 from tests.support.redis import running_redis
+from tests.support.tasks import double
 
 pytestmark = pytest.mark.anyio
-
-
-async def double(number: int = 1) -> int:
-    return number * 2
 
 
 async def other(number: int = 1) -> int:
@@ -156,15 +153,8 @@ async def test_nothing_is_left_of_very_many_tasks() -> None:
 # In a file
 
 
-class Real:
-    """Tests that a virtual clock doesn't wait for."""
-
-    @pytest.fixture(params=["asyncio", "trio"])
-    def anyio_backend(self, request: pytest.FixtureRequest) -> str:
-        return request.param
-
-
-class TestFile(Real):
+@pytest.mark.real_time
+class TestFile:
     async def test_reading_waits_for_nobody_who_writes(self, tmp_path: Path) -> None:
         """While another process has the file's lock, tasks are counted, listed, found and waited for."""
         path = tmp_path / "tasks.db"
@@ -349,7 +339,8 @@ class TestFile(Real):
         await first.aclose()
 
 
-class TestRedis(Real):
+@pytest.mark.real_time
+class TestRedis:
     async def test_the_wall_clock_may_be_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The time is the server's, whatever a machine believes."""
         with running_redis() as url:

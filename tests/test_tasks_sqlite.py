@@ -23,7 +23,7 @@ from chanflow.tasks.record import finish
 from chanflow.tasks.stores.sqlite import SqliteStore
 from tests.support.paths import another_way
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.real_time]
 
 KILLS = 50
 # Submits and runs tasks until it is killed. It notes each id after `submit` returned it, and each run.
@@ -60,12 +60,6 @@ async def main():
 
 anyio.run(main, backend=backend)
 """
-
-
-@pytest.fixture(params=["asyncio", "trio"])
-def anyio_backend(request: pytest.FixtureRequest) -> str:
-    # A virtual clock waits neither for threads nor for processes.
-    return request.param
 
 
 def service_at(path: Path, **options: float) -> TaskService:
