@@ -147,7 +147,7 @@ async def test_nothing_is_left_of_very_many_tasks() -> None:
         await run_many(service, 10)
         before = await run_many(service, 10)
         after = await run_many(service, 200)
-    assert after - before < 1000
+    assert after - before < 6000
 
 
 # In a file
