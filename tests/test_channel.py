@@ -9,15 +9,24 @@ import math
 import sys
 import warnings
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
 import pytest
-from anyio import BrokenResourceError, ClosedResourceError, EndOfStream, WouldBlock, wait_all_tasks_blocked
+from anyio import (
+    BrokenResourceError,
+    ClosedResourceError,
+    EndOfStream,
+    WouldBlock,
+    create_memory_object_stream,
+    wait_all_tasks_blocked,
+)
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from anyio.streams.memory import MemoryObjectStreamStatistics
 
 from chanflow import Channel, ChannelStatistics
+from chanflow._channel._state import PublicBuffer, reach_buffer
 from tests.support.channels import assert_at_rest
 
 pytestmark = pytest.mark.anyio
@@ -750,3 +759,15 @@ def test_a_channel_leaves_no_stream_open(way: str) -> None:
         del channel
         gc.collect()
     assert not [warning for warning in caught if "Unclosed" in str(warning.message)]
+
+
+def test_an_anyio_whose_deque_is_out_of_reach() -> None:
+    """A channel gets by with the stream's public calls."""
+    send, receive = create_memory_object_stream[int](math.inf)
+    public: Any = SimpleNamespace(
+        receive_nowait=receive.receive_nowait, statistics=receive.statistics, close=receive.close
+    )
+    buffer = reach_buffer(send, public)
+    assert type(buffer) is PublicBuffer
+    buffer.append(1)
+    assert (len(buffer), buffer.popleft()) == (1, 1)

@@ -1627,3 +1627,10 @@ async def test_submit_refuses() -> None:
                 await call()
         assert not store._records
         await service.result(await service.submit("draw", point=Point(1, 2)))
+
+
+def test_where_the_tasks_are() -> None:
+    """The service tells which store it has."""
+    store = MemoryStore()
+    assert TaskService(store=store).store is store
+    assert isinstance(TaskService().store, MemoryStore)

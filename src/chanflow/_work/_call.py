@@ -184,8 +184,6 @@ class Attempt:
             expired: called with the TimeoutError as soon as a sync handler has exceeded the timeout.
         """
         if self._is_async:
-            if self._timeout is None:
-                return await call()
             with move_on_after(self._timeout) as scope:
                 return await call()
             # Reached only if the scope's own deadline cancelled it.
