@@ -13,7 +13,7 @@ import trio.testing
 from hypothesis import settings
 
 from chanflow._channel import _state
-from chanflow._loop import _home as _park
+from chanflow._loop import _home
 from tests.support.threads import PATIENCE
 from tests.support.virtual_time import VirtualTimeLoop
 
@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--public-calls"):
         _state.reach_buffer = _state.PublicBuffer
-        _park.reach_run = cache(lambda trio: partial(_park.trio_token, trio))
+        _home.reach_run = cache(lambda trio: partial(_home.trio_token, trio))
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from anyio import ClosedResourceError, create_task_group, wait_all_tasks_blocked
 
-from chanflow import _sqlite as _storage
+from chanflow import _sqlite
 from chanflow._errors import StorageError
 from chanflow._sqlite import Connection, Database
 from tests.support.messages import whole
@@ -159,7 +159,7 @@ async def test_another_process_begins_with_the_same_file(
             other.execute("ROLLBACK")
 
     # Each look is 7 seconds after the one before.
-    monkeypatch.setattr(_storage, "time", SimpleNamespace(sleep=wait, monotonic=lambda: looks * 7.0))
+    monkeypatch.setattr(_sqlite, "time", SimpleNamespace(sleep=wait, monotonic=lambda: looks * 7.0))
     if ends:
         database = await Database.open(path, SCHEMA)
         assert looks == 3
